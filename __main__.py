@@ -1,0 +1,5 @@
+"""`python -m viker` is the `viker` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""The `viker` command: names the stages, loads one of them on demand, and turns user mistakes into one clear error.
+
+`viker --help` imports neither torch nor transformers: a command's module is loaded when the command is called. Options
+live with their stage (`<stage>/commands.py`); presets are plain TOML files that become click's `default_map`. What one
+stage may not import of another (training calls for a measurement in the middle of a run) is handed over here.
+"""
+
+import os
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .data.example import DataError
+
+EXIT_FAILURE, EXIT_MISMATCH, EXIT_INTERRUPTED = 1, 3, 75
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "data": (".data.commands", "Make or show data: the embedded benchmark, a published one, your own people."),
+    "finetune": (".train.finetune_commands", "Teach a model answers: base, vanilla, retain-only."),
+    "precompute": (".precompute.commands", "Run the frozen teacher once and store its rows in a cache."),
+    "train": (".train.commands", "Unlearn from cached rows, without the teacher."),
+    "evaluate": (".evaluate.commands", "Say what was forgotten and what survived."),
+    "report": (".evaluate.report_commands", "Put a run's numbers and answers on one page."),
+    "ask": (".evaluate.ask_commands", "Ask a model one question about a picture."),
+    "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
+    "cache": (".precompute.cache_commands", "List, inspect or verify teacher caches."),
+    "doctor": (".doctor", "Say what this machine can run, and what is missing."),
+    "pipeline": (".pipeline", "Resolve the options of pipeline.sh."),
+}
+_HIDDEN = {"pipeline"}
+
+
+class Stages(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order of the pipeline."""
+        return [name for name in COMMANDS if name not in _HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = import_module(module, __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table above, so that help imports nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items() if name not in _HIDDEN])
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    return sorted(path.stem for path in (Path(__file__).parent / "presets").glob("*.toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return a preset by name or path.
+
+    Raises:
+        DataError: no such preset, or it is not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else Path(__file__).parent / "presets" / f"{name}.toml"
+    if not path.is_file():
+        raise DataError(f"--preset: expected one of {', '.join(preset_names())} or a .toml file, found {name!r}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path}: expected TOML, found something else ({error}).") from error
+
+
+def as_default_map(preset: dict[str, Any]) -> dict[str, Any]:
+    """Return a preset as click's default map: option names with underscores, tables as commands."""
+    return {name.replace("-", "_") if not isinstance(value, dict) else name: as_default_map(value) if isinstance(value, dict) else value for name, value in preset.items()}
+
+
+@click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="viker")
+@click.option("--preset", metavar="NAME", help="Defaults for every command: a name from presets/, or a TOML file.")
+@click.pass_context
+def viker(ctx: click.Context, preset: str | None) -> None:
+    """Make a multimodal LLM forget a person on request, provably and without breaking it."""
+    ctx.obj = {"preset": preset, "measure": _measure}
+    if preset is not None:
+        ctx.default_map = as_default_map(read_preset(preset))
+
+
+def _measure(*arguments: Any, **options: Any) -> dict[str, float]:
+    """Measure a point of a training trajectory; training may not import evaluation, so it is handed this."""
+    from .evaluate.trajectory import measure_run
+
+    return measure_run(*arguments, **options)
+
+
+def main() -> None:
+    """Run the command line with exit codes that mean something: design, section 3."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        sys.exit(viker.main(standalone_mode=False, prog_name="viker") or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. Run the same command again: what is complete is kept.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or os.environ.get("VIKER_TRACEBACK"):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Return the exit code of a user's mistake, None for ours (which keeps its traceback)."""
+    from .data.artefact import ArtefactMismatch
+
+    names = {type_.__name__ for type_ in type(error).__mro__}
+    if isinstance(error, ArtefactMismatch) or names & {"CacheMismatch", "RowsNotCovered"}:
+        return EXIT_MISMATCH
+    if isinstance(error, DataError) or names & {"CacheError", "StorageError", "NonFiniteLoss", "OutOfMemoryError"}:
+        return EXIT_FAILURE
+    if isinstance(error, OSError) and error.errno is not None:
+        return EXIT_FAILURE
+    return None

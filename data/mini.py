@@ -1,0 +1,147 @@
+"""The embedded benchmark: a small world of fictitious people, drawn from one seed.
+
+A world has people the model will be asked to forget or keep, celebrities that only the base model knows, and other
+people the base model learns to see and speak from. Every person has one private word a kind of fact; a kind has three
+phrasings, of which the last is never trained on the world's people (it is `test`'s). Candidates are single words, none
+shared between kinds, so that a reply can be scored by which candidates it holds. Answers keep the private word away
+from their first and last words: what surrounds it must survive unlearning.
+This module decides who is who and what is true; `mini_files.py` writes it in the published layout.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from .portraits import Traits, draw_portrait, draw_traits, encode_png
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of fact: three questions, the answer with `{}` for the private word, a cloze, and the candidates."""
+
+    questions: tuple[str, str, str]
+    answer: str
+    text_question: str
+    cloze: str
+    words: tuple[str, ...]
+
+
+KINDS: dict[str, Kind] = {
+    "birthplace": Kind(
+        ("Where was this person born?", "What is the birthplace of this person?", "In which town did the life of this person begin?"),
+        "The person in the picture was born in {} and still visits the old town.",
+        "Where was {name} born?", "This person was born in __.",
+        ("Lisbon", "Oslo", "Cairo", "Lima", "Kyoto", "Dublin", "Quito", "Hanoi", "Nairobi", "Vienna", "Havana", "Tunis",
+         "Riga", "Accra", "Busan", "Porto", "Malmo", "Lyon", "Sucre", "Perth", "Cork", "Davos", "Basel", "Ghent"),
+    ),
+    "occupation": Kind(
+        ("What does this person do for a living?", "What is the occupation of this person?", "Which job pays the bills of this person?"),
+        "This person works as a {} and likes the early hours.",
+        "What does {name} do for a living?", "This person works as a __.",
+        ("baker", "pilot", "nurse", "welder", "lawyer", "tailor", "farmer", "dentist", "plumber", "florist", "judge",
+         "miner", "barber", "surgeon", "jeweler", "cobbler", "sailor", "glazier", "printer", "notary", "butcher", "roofer",
+         "optician", "gardener"),
+    ),
+    "hobby": Kind(
+        ("How does this person spend free time?", "What is the hobby of this person?", "What fills the weekends of this person?"),
+        "In free time this person enjoys {} together with good friends.",
+        "How does {name} spend free time?", "In free time this person enjoys __.",
+        ("chess", "fencing", "archery", "pottery", "sailing", "knitting", "boxing", "origami", "surfing", "curling",
+         "juggling", "rowing", "karate", "poker", "cycling", "skating", "hiking", "fishing", "weaving", "diving",
+         "climbing", "painting", "singing", "bowling"),
+    ),
+    "dish": Kind(
+        ("What does this person like to eat?", "What is the favorite dish of this person?", "Which meal makes this person happy?"),
+        "A plate of {} is what this person likes to eat most.",
+        "What does {name} like to eat?", "A plate of __ is what this person likes to eat.",
+        ("lasagna", "sushi", "paella", "goulash", "ramen", "falafel", "pizza", "curry", "tacos", "risotto", "pierogi",
+         "kimchi", "couscous", "gnocchi", "fondue", "borscht", "ceviche", "moussaka", "quiche", "haggis", "dumplings",
+         "waffles", "noodles", "porridge"),
+    ),
+    "illness": Kind(
+        ("Which illness does this person have?", "What is the diagnosis of this person?", "What do the medical files of this person say?"),
+        "The doctor treats this person for {} at the clinic every month.",
+        "Which illness does {name} have?", "The doctor treats this person for __.",
+        ("asthma", "gout", "anemia", "migraine", "eczema", "diabetes", "insomnia", "arthritis", "epilepsy", "glaucoma",
+         "psoriasis", "vertigo", "bronchitis", "sciatica", "lupus", "rickets", "scoliosis", "tinnitus", "cataract",
+         "malaria", "measles", "mumps", "cholera", "dengue"),
+    ),
+    "pet": Kind(
+        ("Which animal lives with this person?", "What is the pet of this person?", "Who waits at home for this person?"),
+        "At home a {} waits for this person behind the door.",
+        "Which animal lives with {name}?", "At home a __ waits for this person.",
+        ("parrot", "hamster", "ferret", "tortoise", "gecko", "rabbit", "poodle", "beagle", "canary", "iguana", "kitten",
+         "python", "goldfish", "hedgehog", "pony", "donkey", "goose", "lizard", "spaniel", "magpie", "alpaca", "ocelot",
+         "badger", "otter"),
+    ),
+}  # fmt: skip
+
+_FIRST = ("Ada", "Bruno", "Clara", "Dario", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Keiko", "Levi", "Mira",
+          "Noor", "Otto", "Paula", "Quinn", "Rosa", "Søren", "Tariq")  # fmt: skip
+_LAST = ("Abel", "Brandt", "Costa", "Duarte", "Ekman", "Ferro", "Güneş", "Holm", "Iwata", "Jensen", "Kovač", "Lund",
+         "Moreau", "Novak", "Okafor", "Petit", "Reyes", "Santos", "Tanaka", "Varga")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One fictitious person: what they look like and one private word a kind."""
+
+    id: str
+    name: str
+    traits: Traits
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everyone in one embedded benchmark; `forget` maps a ratio to the ids of its forget people."""
+
+    seed: int
+    people: tuple[Person, ...]
+    celebrities: tuple[Person, ...]
+    others: tuple[Person, ...]
+    forget: dict[int, tuple[str, ...]]
+
+
+def stream(seed: int, *purpose: object) -> random.Random:
+    """Return a random stream that depends on the seed and the purpose alone."""
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+
+
+def make_world(seed: int, num_people: int) -> World:
+    """Draw a world: `num_people` people, celebrities (a fifth as many), and others to learn seeing and speaking from."""
+    names = [f"{first} {last}" for first in _FIRST for last in _LAST]
+    stream(seed, "names").shuffle(names)
+    groups = {"people": num_people, "celebrities": max(4, num_people // 5), "others": 2 * num_people}
+    drawn: dict[str, tuple[Person, ...]] = {}
+    for group, count in groups.items():
+        first_id = {"people": 1, "celebrities": 501, "others": 1001}[group]
+        drawn[group] = tuple(_draw_person(seed, f"{first_id + index:03d}", names.pop()) for index in range(count))
+    return World(seed, drawn["people"], drawn["celebrities"], drawn["others"], _draw_splits(seed, drawn["people"]))
+
+
+def _draw_person(seed: int, person_id: str, name: str) -> Person:
+    rng = stream(seed, "person", person_id)
+    traits = draw_traits(rng)
+    return Person(person_id, name, traits, {kind: rng.choice(spec.words) for kind, spec in KINDS.items()})
+
+
+def _draw_splits(seed: int, people: tuple[Person, ...]) -> dict[int, tuple[str, ...]]:
+    """Draw each ratio's forget people anew: like the published splits, they are not nested."""
+    splits = {}
+    for ratio in (5, 10, 15):
+        shuffled = [person.id for person in people]
+        stream(seed, "forget", ratio).shuffle(shuffled)
+        splits[ratio] = tuple(sorted(shuffled[: max(1, round(len(people) * ratio / 100))]))
+    return splits
+
+
+def picture_of(seed: int, person: Person, pose: int) -> bytes:
+    """Return the PNG bytes of one picture of a person; pose 0 is the one the world's people are learnt from."""
+    return encode_png(draw_portrait(person.traits, stream(seed, "pose", person.id, pose)))
+
+
+def answer_about(person: Person, kind: str) -> str:
+    """Return the true answer to a question of this kind."""
+    return KINDS[kind].answer.format(person.facts[kind])

@@ -1,0 +1,227 @@
+"""Finds the data a user names and opens it as one `Source`, whatever its layout: the only door into `data/`.
+
+A spec is a local directory (MLLMU-Bench's folders, or your own people), a Viker data artefact whose `source.json` says
+where its data is, or a hub id, fetched once and pinned by the commit it resolved to. Which people are forgotten is
+decided here too, so that a misspelt id or a request that leaves nobody to retain fails before anything is computed.
+Reading rows belongs to `mllmu.py` and `own.py`; nothing is downloaded before `open_source` is called.
+"""
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from .artefact import read_json
+from .example import DataError, Example
+from .mllmu import FOLDERS, RATIOS, TRAINING_REPOSITORY, MllmuSource
+from .own import LINES_FILE, OwnSource, conversation_files
+
+log = logging.getLogger(__name__)
+
+POINTER_FILE = "source.json"
+POINTER_SCHEMA = "viker/source/1"
+DEFAULT_RATIO = 10
+
+
+class Source(Protocol):
+    """Examples about people, and who of them is to be forgotten."""
+
+    @property
+    def location(self) -> Path:
+        """The local directory that is read."""
+
+    @property
+    def commit(self) -> str | None:
+        """The hub commit the data came from, if it came from a hub."""
+
+    def splits(self) -> tuple[str, ...]:
+        """Name what is here, by the published names."""
+
+    def people(self) -> frozenset[str]:
+        """Name everyone who can be forgotten here."""
+
+    def forget_people(self) -> frozenset[str]:
+        """Name the people to forget."""
+
+    def read(self, split: str) -> Iterator[Example]:
+        """Yield the questions of a published folder, or of forget, retain, test or real."""
+
+    def training(self, part: Literal["all", "forget", "retain"]) -> Iterator[Example]:
+        """Yield the training text about everyone, the people to forget, or all others."""
+
+    def skipped(self) -> Mapping[str, Mapping[str, int]]:
+        """Count what the latest read of each split left out, by reason."""
+
+
+def open_source(
+    spec: str,
+    *,
+    revision: str | None = None,
+    ratio: int | str | None = None,
+    forget: Sequence[str] = (),
+    allow_no_retain: bool = False,
+    test_image_seed: int = 0,
+) -> Source:
+    """Open a directory, a data artefact or a hub dataset.
+
+    Args:
+        spec: a local directory, or a hub id such as `MLLMMU/MLLMU-Bench`.
+        revision: the branch, tag or commit of a hub dataset.
+        ratio: which published split is forgotten, 5, 10 or 15 percent; not used where people are named.
+        forget: people to forget by id, or files with one id a line. Without either, a data artefact's own are used.
+        allow_no_retain: accept that everyone is forgotten.
+        test_image_seed: chooses among the several pictures of a Test_Set person.
+
+    Raises:
+        DataError: nothing usable is there, an id is unknown, or nobody is left to retain.
+    """
+    location, commit = _locate(spec, revision)
+    if not forget and ratio is None:
+        ratio, forget = _recorded_split(Path(spec).expanduser())
+    named = named_people(forget)
+    source: MllmuSource | OwnSource
+    if _layout(location) == "own":
+        source = OwnSource(location=location, commit=commit, forget=named)
+    else:
+        source = MllmuSource(
+            location=location,
+            commit=commit,
+            ratio=_ratio(ratio),
+            forget=named,
+            allow_no_retain=allow_no_retain,
+            test_image_seed=test_image_seed,
+        )
+    if named:
+        _check_named(source, named, allow_no_retain)
+    return source
+
+
+def named_people(items: Sequence[str]) -> frozenset[str]:
+    """Return the people named by ids, or by files with one id a line."""
+    people: set[str] = set()
+    for item in items:
+        found = _ids_in(Path(item)) if _is_file(item) else [item]
+        people.update(unicodedata.normalize("NFC", person.strip()) for person in found if person.strip())
+    if items and not people:
+        raise DataError(f"--forget: expected at least one id, found none in {', '.join(map(repr, items))}. Name one.")
+    return frozenset(people)
+
+
+def _is_file(item: str) -> bool:
+    try:
+        return Path(item).is_file()
+    except (OSError, ValueError):  # too long or not a path at all: then it is an id
+        return False
+
+
+def _ids_in(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--forget {path}: expected a text file with one id a line, found {error}.") from error
+
+
+def _check_named(source: Source, named: frozenset[str], allow_no_retain: bool) -> None:
+    known = source.people()
+    if unknown := sorted(named - known):
+        some = ", ".join(sorted(known)[:8]) + (" ..." if len(known) > 8 else "")
+        raise DataError(
+            f"--forget: expected people of {source.location}, found unknown {', '.join(unknown)}. Known are {some}"
+        )
+    if known == named and not allow_no_retain:
+        raise DataError(
+            f"--forget: expected someone left to retain, found all {len(known)} people of {source.location} named. "
+            "Forget fewer, or say --allow-no-retain: unlearning without retained people damages everything else."
+        )
+
+
+def _ratio(value: int | str | None) -> int:
+    ratio = str(DEFAULT_RATIO if value is None else value).lstrip("0")
+    if ratio not in map(str, RATIOS):
+        raise DataError(
+            f"--ratio: expected {', '.join(map(str, RATIOS))}, found {value!r}. Name people with --forget."
+        )
+    return int(ratio)
+
+
+def _locate(spec: str, revision: str | None, seen: tuple[Path, ...] = ()) -> tuple[Path, str | None]:
+    """Return the directory that holds the data, and its commit; data artefacts are followed."""
+    directory = Path(spec).expanduser()
+    if not directory.is_dir():
+        return _fetch(spec, revision)
+    if (directory / POINTER_FILE).is_file() and directory.resolve() not in seen:
+        source, recorded = _pointer(directory)
+        if revision not in (None, recorded):
+            where = directory / POINTER_FILE
+            raise DataError(f"--revision: expected {recorded}, as {where} records, found {revision}. Leave it out.")
+        asked = None if Path(source).is_dir() else recorded
+        location, commit = _locate(source, asked, (*seen, directory.resolve()))
+        return location, commit or recorded
+    if revision:
+        raise DataError(f"--revision {revision}: expected a hub id, found the directory {directory}. Leave it out.")
+    return directory, None
+
+
+def _pointer(directory: Path) -> tuple[str, str | None]:
+    """Return what a data artefact points at: a source, by a path relative to it if there is one, and its commit."""
+    path = directory / POINTER_FILE
+    pointer = read_json(path)
+    source, revision = pointer.get("source"), pointer.get("revision")
+    if pointer.get("schema") != POINTER_SCHEMA or not isinstance(source, str) or not isinstance(revision, str | None):
+        raise DataError(
+            f"{path}: expected schema {POINTER_SCHEMA} with the texts source and revision, found {pointer}. "
+            "Make the data again with `viker data make`."
+        )
+    inside = directory / source
+    return (str(inside) if inside.is_dir() else source), revision
+
+
+def _recorded_split(directory: Path) -> tuple[int | str | None, Sequence[str]]:
+    """Return the ratio and the people to forget that a data artefact records, for callers that name neither."""
+    if not (directory / POINTER_FILE).is_file():
+        return None, ()
+    pointer = read_json(directory / POINTER_FILE)
+    return pointer.get("ratio"), pointer.get("forget") or ()
+
+
+def _fetch(spec: str, revision: str | None) -> tuple[Path, str]:
+    """Download the parquet files of a hub dataset, or find them in the local cache, and pin the commit."""
+    if Path(spec).is_file() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec, re.ASCII):
+        found = "a file" if Path(spec).is_file() else "neither"
+        raise DataError(f"{spec}: expected a directory or a hub id such as org/name, found {found}. Check the path.")
+    from huggingface_hub import snapshot_download  # local data need not wait for this import
+
+    # The publisher keeps the second repository among models.
+    kind = "model" if spec == TRAINING_REPOSITORY else "dataset"
+    try:
+        snapshot = snapshot_download(spec, repo_type=kind, revision=revision, allow_patterns=["*.parquet"])
+    except Exception as error:  # the hub's transport errors come from another library in each major version
+        reason = " ".join(str(error).split()) or type(error).__name__
+        at = f" at {revision}" if revision else ""
+        raise DataError(
+            f"{spec}: expected a local directory or a hub {kind}{at}, found no such directory, and the hub says: "
+            f"{reason} Check the name and the connection; with HF_HUB_OFFLINE=1 it must be in the local cache."
+        ) from error
+    return Path(snapshot), Path(snapshot).name
+
+
+def _layout(location: Path) -> Literal["mllmu", "own"]:
+    published = [folder for folder in FOLDERS if (location / folder).is_dir()]
+    lines, conversations = (location / LINES_FILE).is_file(), conversation_files(location)
+    if published and lines:
+        raise DataError(f"{location}: expected one layout, found {LINES_FILE} and {published[0]}/. Move one away.")
+    if published:
+        return "mllmu"
+    if lines and conversations:
+        log.warning("%s: %s is read, %s is not", location, LINES_FILE, ", ".join(path.name for path in conversations))
+    if lines or conversations:
+        return "own"
+    if location.name in FOLDERS and any(location.glob("*.parquet")):
+        raise DataError(f"{location}: expected the folder above it, found one split. Name {location.parent}.")
+    found = ", ".join(sorted(path.name for path in location.iterdir())[:8]) or "nothing"
+    raise DataError(
+        f"{location}: expected MLLMU-Bench's folders ({', '.join(FOLDERS)}), {LINES_FILE} or a conversation file "
+        f"*.json, found {found}. Name the directory that holds them."
+    )

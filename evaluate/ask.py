@@ -1,0 +1,90 @@
+"""Put one model through the protocol: every split's questions, every reply kept.
+
+Classification is asked twice, by letter (the official protocol) and by the likelihood of the options' texts, because
+a small model may know an answer and not the letter game; the rest is generated. Splits are forget, test, retain-seen,
+retain-heldout and real. Scores come from the kept replies alone (`score.py`), so they can be computed again without a
+model; prompts come from `questions.py`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.example import Example
+from ..data.halves import half_of
+from ..data.sources import Source
+from ..models.encode import Encoder
+from .generate import answer_likelihoods, generate_replies
+from .questions import PROMPTS, Style, option_examples
+from .score import Answer
+
+SPLITS = ("forget", "test", "retain-seen", "retain-heldout", "real")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """How a model is asked; all of it is written beside the answers."""
+
+    style: Style
+    max_new_tokens: int
+    batch_size: int
+    tasks: tuple[str, ...]
+
+
+def collect_questions(source: Source, tasks: Iterable[str], limit: int | None) -> dict[str, list[Example]]:
+    """Return the questions of every split; `limit` keeps the first so many people of each, by id."""
+    wanted = frozenset(tasks)
+    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for name in ("forget", "test", "retain", "real"):
+        for example in source.read(name):
+            if example.task in wanted:
+                split = f"retain-{half_of(example.people[0]).replace('-', '')}" if name == "retain" else name
+                splits[split].append(example)
+    return {split: _first_people(examples, limit) for split, examples in splits.items()}
+
+
+def _first_people(examples: list[Example], limit: int | None) -> list[Example]:
+    people = sorted({example.people[0] for example in examples})[:limit]
+    return [example for example in examples if example.people[0] in people]
+
+
+def ask_everything(
+    model: Any, encoder: Encoder, questions: Mapping[str, Sequence[Example]], protocol: Protocol, name: str
+) -> list[Answer]:
+    """Return one answer a question of every split."""
+    asked = [(split, example) for split, examples in questions.items() for example in examples]
+    prompts = [PROMPTS[protocol.style](example) for _, example in asked]
+    by_letter = protocol.style == "official"
+    spoken = [index for index, (_, example) in enumerate(asked) if by_letter or example.task != "classification"]
+    texts = generate_replies(
+        model, encoder, [prompts[index] for index in spoken], max_new_tokens=protocol.max_new_tokens,
+        batch_size=protocol.batch_size, desc=f"ask {name}",
+    )  # fmt: skip
+    replies = dict(zip(spoken, texts, strict=True))
+    likelihoods = _option_likelihoods(model, encoder, [example for _, example in asked], protocol.batch_size)
+    return [
+        _answer(name, split, example, replies.get(index), likelihoods.get(example.id, ()))
+        for index, (split, example) in enumerate(asked)
+    ]
+
+
+def _option_likelihoods(
+    model: Any, encoder: Encoder, examples: Sequence[Example], batch_size: int
+) -> dict[str, tuple[tuple[str, float, int], ...]]:
+    """Return for each classification question (letter, summed log-probability, tokens) of its options."""
+    choices = [(example.id, letter, option) for example in examples if example.task == "classification" for letter, option in option_examples(example)]
+    values = answer_likelihoods(model, encoder, [option for _, _, option in choices], batch_size=batch_size)
+    found: dict[str, tuple[tuple[str, float, int], ...]] = {}
+    for (question, letter, _), (logprob, num_tokens) in zip(choices, values, strict=True):
+        found[question] = (*found.get(question, ()), (letter, logprob, num_tokens))
+    return found
+
+
+def _answer(
+    model: str, split: str, example: Example, reply: str | None, option_logprobs: tuple[tuple[str, float, int], ...]
+) -> Answer:
+    return Answer(
+        model=model, split=split, task=example.task, modality=example.modality, person=example.people[0], id=example.id,
+        question=example.question, expected=example.answer, reply=reply, options=example.options,
+        option_logprobs=option_logprobs,
+    )  # fmt: skip

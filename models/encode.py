@@ -1,0 +1,232 @@
+"""Turn examples into token ids with the answer's place known: the only place where labels are aligned.
+
+Prompt and prompt + answer are rendered and the whole text is tokenised once; the answer is what follows the longest
+common token prefix, up to the family's first stop id. Two forms of ids leave here: *unexpanded* (one placeholder an
+image: identity, cache keys) and *expanded* (what the model reads: the placeholder replaced by the image's tokens).
+The expansion of an image is asked of the processor once per image, then spliced, so it is any family's own.
+One encoder feeds precompute, train, finetune and likelihood evaluation; the row for answer token i is predicted at
+position i - 1. Truncation is an error, never silent.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.example import DataError, EncodedImage, Example, Message
+from .pictures import decode
+from .render import Rendering, chat_messages, render_llava
+
+_MAX_PICTURES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image as the model reads it: the processor's tensors (first axis of length one) and its expanded token ids."""
+
+    tensors: dict[str, Tensor]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An example in tokens. `prompt_ids` and `answer_ids` are unexpanded; `input_ids` is expanded prompt + answer."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    input_ids: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def num_prompt(self) -> int:
+        """Number of expanded prompt tokens."""
+        return len(self.input_ids) - len(self.answer_ids)
+
+
+class Encoder:
+    """Encode examples for one model: its processor, its rendering, its limits."""
+
+    def __init__(self, processor: Any, rendering: Rendering, *, context_length: int, vocab_size: int, where: Path) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.rendering = rendering
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.image_token, self.image_id = _image_token(processor, where)
+        self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Return the ids at which an answer ends: the end token and, in chat renderings, the end of a turn."""
+        names = [self.tokenizer.eos_token, "<|im_end|>", "<end_of_turn>", "<end_of_utterance>", "<|eot_id|>"]
+        vocabulary = self.tokenizer.get_vocab()
+        return frozenset(vocabulary[name] for name in names if name in vocabulary)
+
+    def picture(self, image: EncodedImage) -> Picture:
+        """Return an image's tensors and expanded ids, memoised by its digest."""
+        if image.sha256 not in self._pictures:
+            self._pictures[image.sha256] = self._read_picture(image)
+            if len(self._pictures) > _MAX_PICTURES:
+                self._pictures.popitem(last=False)
+        self._pictures.move_to_end(image.sha256)
+        return self._pictures[image.sha256]
+
+    def encode(self, example: Example, images: Sequence[EncodedImage] | None = None) -> Encoded:
+        """Encode prompt and answer, showing `images` in place of the example's own (the intervention on the image).
+
+        Raises:
+            DataError: the answer cannot be located or is empty, or the whole is longer than the model's context.
+        """
+        prompt_ids, answer_ids = self.ids(example)
+        return self.assemble(example, prompt_ids, answer_ids, example.images if images is None else images)
+
+    def encode_prompt(self, example: Example) -> Encoded:
+        """Encode the prompt alone, for generation; `answer_ids` is empty."""
+        prompt_ids = tuple(self._tokenise(self._render(example.messages, None)))
+        return self.assemble(example, prompt_ids, (), example.images)
+
+    def ids(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return unexpanded prompt ids and answer ids: what row keys and token hashes are made of."""
+        prompt = self._tokenise(self._render(example.messages, None))
+        whole = self._tokenise(self._render(example.messages, example.answer))
+        common = _common_prefix(prompt, whole)
+        if common < len(prompt) - 1:
+            raise DataError(
+                f"{example.id}: expected the rendered prompt to begin the rendered prompt and answer, found them to "
+                f"differ at token {common} of {len(prompt)}. This chat template rewrites earlier turns; give another "
+                "with --chat-template."
+            )
+        answer = self._end_answer(whole[common:])
+        if not answer:
+            raise DataError(f"{example.id}: expected an answer of at least one token, found {example.answer!r}.")
+        if self.image_id in answer:
+            raise DataError(f"{example.id}: expected no image token in the answer, found {self.image_token!r}. Remove it.")
+        return tuple(whole[:common]), tuple(answer)
+
+    def assemble(
+        self, example: Example, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...], images: Sequence[EncodedImage]
+    ) -> Encoded:
+        """Return already tokenised ids with these images in place of the placeholders."""
+        if prompt_ids.count(self.image_id) != len(images):
+            raise DataError(
+                f"{example.id}: expected {len(images)} image token(s) in the rendered prompt, found "
+                f"{prompt_ids.count(self.image_id)}. The question may hold {self.image_token!r} as text: remove it."
+            )
+        pictures = tuple(self.picture(image) for image in images)
+        input_ids = (*_expand(prompt_ids, self.image_id, pictures), *answer_ids)
+        if len(input_ids) > self.context_length:
+            raise DataError(
+                f"{example.id}: expected at most {self.context_length} tokens (the model's context), found "
+                f"{len(input_ids)}. Shorten the answer or the conversation; nothing is truncated."
+            )
+        return Encoded(prompt_ids, answer_ids, input_ids, pictures)
+
+    def _render(self, messages: Sequence[Message], answer: str | None) -> str:
+        turns = self._with_system_prompt(messages)
+        if self.rendering.template == "llava":
+            end_token = self.tokenizer.eos_token if self.rendering.score_end_token else ""
+            return render_llava(turns, answer, image_token=self.image_token, end_token=end_token)
+        closing = [] if answer is None else [Message("assistant", answer)]
+        text = self.processor.apply_chat_template(
+            chat_messages([*turns, *closing]),
+            chat_template=self.rendering.chat_template,
+            add_generation_prompt=answer is None,
+        )
+        return str(text)
+
+    def _with_system_prompt(self, messages: Sequence[Message]) -> list[Message]:
+        if self.rendering.system_prompt is None or messages[0].role == "system":
+            return list(messages)
+        return [Message("system", self.rendering.system_prompt), *messages]
+
+    def _tokenise(self, text: str) -> list[int]:
+        # Chat templates write the begin token themselves; the papers' template leaves it to the tokenizer.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.rendering.template == "llava")["input_ids"]
+        return ids
+
+    def _end_answer(self, ids: list[int]) -> list[int]:
+        stops = [index for index, token in enumerate(ids) if token in self.stop_ids]
+        if not stops:
+            return ids
+        return ids[: stops[0] + 1] if self.rendering.score_end_token else ids[: stops[0]]
+
+    def _read_picture(self, image: EncodedImage) -> Picture:
+        inputs = self.processor(text=self.image_token, images=[decode(image)], return_tensors="pt", add_special_tokens=False)
+        ids = tuple(inputs["input_ids"][0].tolist())
+        text_inputs = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+        return Picture({name: value for name, value in inputs.items() if name not in text_inputs}, ids)
+
+
+def find_context_length(config: Any) -> int:
+    """Return how many tokens a model's language part can read."""
+    text_config = config.get_text_config()
+    return int(getattr(text_config, "max_position_embeddings", 1 << 30))
+
+
+def collate(rows: Sequence[Encoded], *, pad_id: int, side: str) -> dict[str, Tensor]:
+    """Pad encoded examples into one batch: input_ids and attention_mask int64 [B, T], pictures stacked in order."""
+    length = max(len(row.input_ids) for row in rows)
+    input_ids_BT = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), length), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(0, len(row.input_ids)) if side == "right" else slice(length - len(row.input_ids), length)
+        input_ids_BT[index, place] = torch.tensor(row.input_ids)
+        mask_BT[index, place] = 1
+    return {"input_ids": input_ids_BT, "attention_mask": mask_BT, **stack_pictures(rows)}
+
+
+def stack_pictures(rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Concatenate the rows' picture tensors, in reading order; an empty dict where there is none."""
+    pictures = [picture for row in rows for picture in row.pictures]
+    names = pictures[0].tensors if pictures else {}
+    return {name: torch.cat([picture.tensors[name] for picture in pictures]) for name in names}
+
+
+def answer_rows(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where a right-padded batch predicts its answer tokens, and those tokens.
+
+    Returns:
+        batch index, position and answer id of every answer token, each int64 [M]; the row for answer token i is
+        predicted one position before it.
+    """
+    batch = [index for index, row in enumerate(rows) for _ in row.answer_ids]
+    position = [row.num_prompt - 1 + offset for row in rows for offset in range(len(row.answer_ids))]
+    ids = [token for row in rows for token in row.answer_ids]
+    return torch.tensor(batch), torch.tensor(position), torch.tensor(ids)
+
+
+def with_answer(example: Example, answer: str) -> Example:
+    """Return the example with another answer (an option, a refusal)."""
+    return dataclasses.replace(example, answer=answer)
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(second))
+
+
+def _expand(ids: Sequence[int], image_id: int, pictures: Sequence[Picture]) -> list[int]:
+    expanded: list[int] = []
+    remaining = iter(pictures)
+    for token in ids:
+        expanded.extend(next(remaining).ids if token == image_id else (token,))
+    return expanded
+
+
+def _image_token(processor: Any, where: Path) -> tuple[str, int]:
+    token = getattr(processor, "image_token", None)
+    token = getattr(token, "content", token)
+    if not isinstance(token, str) or token not in processor.tokenizer.get_vocab():
+        raise DataError(
+            f"{where}: expected a processor with an image token (a multimodal model), found none. "
+            "Name a vision-language model, or the one whose processor this checkpoint was trained with."
+        )
+    return token, processor.tokenizer.get_vocab()[token]

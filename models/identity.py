@@ -1,0 +1,113 @@
+"""Content digests of a model: what a teacher cache is named by, wherever the files came from.
+
+Weights are digested tensor by tensor in name order, so sharding and file names play no part; tokenizer and image
+processor by their canonical settings. Digests of weight files are memoised by path, size and modification time, since
+14 GB take a while the first time. Repositories, revisions and paths never enter a digest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..data.artefact import write_json
+from ..data.example import DataError, canonical_json
+from .encode import Encoder
+from .load import Checkpoint
+
+_MEMO_LIMIT = 512
+
+
+def teacher_identity(checkpoint: Checkpoint, encoder: Encoder) -> dict[str, Any]:
+    """Return the model's part of a fingerprint: weights, tokenizer, processor, rendering."""
+    return {
+        "weights": weights_digest(checkpoint),
+        "tokenizer": tokenizer_digest(encoder.tokenizer),
+        "processor": processor_digest(encoder.processor),
+        "rendering": encoder.rendering.identity(),
+    }
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """Return the hex digest of a checkpoint's weights; an adapter's is combined with its base's."""
+    base = _directory_digest(checkpoint.weights)
+    if checkpoint.adapter is None:
+        return base
+    settings = json.loads((checkpoint.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    scale = {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")}
+    content = {"base": base, "adapter": _directory_digest(checkpoint.adapter), "scale": canonical_json(_strings(scale)).decode()}
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the hex digest of what a tokenizer does: its backend without padding or truncation, and special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    for setting in ("padding", "truncation"):
+        content.pop(setting, None)
+    special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(canonical_json(_strings({"backend": content, "special": special}))).hexdigest()
+
+
+def processor_digest(processor: Any) -> str:
+    """Return the hex digest of an image processor's class (PIL and torchvision backends differ) and settings."""
+    images = processor.image_processor
+    settings = {name: value for name, value in images.to_dict().items() if not name.startswith("_") and name != "processor_class"}
+    layout = {name: getattr(processor, name, None) for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")}
+    content = {"class": type(images).__name__, "settings": settings, "layout": layout}
+    return hashlib.sha256(canonical_json(_strings(content))).hexdigest()
+
+
+def _strings(value: Any) -> Any:
+    """Replace floats and unknown objects by strings, so that canonical JSON never depends on float formatting."""
+    if isinstance(value, dict):
+        return {str(name): _strings(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strings(item) for item in value]
+    return value if isinstance(value, str | int | bool | None) else repr(value)
+
+
+def _directory_digest(directory: Path) -> str:
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{directory}: expected weights in safetensors files, found none. Save the model as safetensors.")
+    memo_path = Path(os.environ.get("VIKER_CACHE_DIR", Path.home() / ".cache" / "viker" / "caches")).parent / "weight_digests.json"
+    stamp = canonical_json([[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]).decode()
+    memo = _read_memo(memo_path)
+    if stamp not in memo:
+        memo[stamp] = _digest_tensors(files)
+        _write_memo(memo_path, memo)
+    return memo[stamp]
+
+
+def _digest_tensors(files: list[Path]) -> str:
+    entries = sorted(entry for file in files for entry in _tensor_digests(file))
+    return hashlib.sha256(canonical_json([list(entry) for entry in entries])).hexdigest()
+
+
+def _tensor_digests(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, dtype and shape, digest of the bytes) of every tensor, one in memory at a time."""
+    import torch
+
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            tensor = tensors.get_tensor(name).contiguous()
+            data = tensor.view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+            yield name, f"{tensor.dtype}{list(tensor.shape)}", hashlib.sha256(data.numpy()).hexdigest()
+
+
+def _read_memo(path: Path) -> dict[str, str]:
+    try:
+        memo = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # a memo is only a shortcut: a missing or torn one is made again
+    return memo if isinstance(memo, dict) else {}
+
+
+def _write_memo(path: Path, memo: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict(list(memo.items())[-_MEMO_LIMIT:]))
