@@ -92,11 +92,11 @@ def viker(ctx: click.Context, preset: str | None) -> None:
         ctx.default_map = as_default_map(read_preset(preset))
 
 
-def _measure(*arguments: Any, **options: Any) -> dict[str, float]:
-    """Measure a point of a training trajectory; training may not import evaluation, so it is handed this."""
-    from .evaluate.trajectory import measure_run
+def _measure(*arguments: Any) -> Any:
+    """Return what measures a model in the middle of training; training may not import evaluation, so it is handed this."""
+    from .evaluate.trajectory import measurer
 
-    return measure_run(*arguments, **options)
+    return measurer(*arguments)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Artefact directories: what every stage leaves on disk, and how anyone knows it is whole.
 
 A directory holds `config.json` (the resolved options), `provenance.json` (what made it) and a payload; it is complete
-only when the marker `COMPLETE`, written last and fsynced, exists. A stage asks `decide` before it loads anything heavy:
+only when the marker `COMPLETE`, written last and fsynced, exists. In a checkpoint `config.json` is transformers' own,
+so its options are in `viker_config.json`. A stage asks `decide` before it loads anything heavy:
 the answer is to run, to skip, or an error that names every differing option. An unfinished directory is started again.
 """
 
@@ -21,6 +22,8 @@ from typing import Any, Literal
 from .example import DataError
 
 MARKER = "COMPLETE"
+CONFIG = "config.json"
+CHECKPOINT_CONFIG = "viker_config.json"
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pyarrow", "zarr", "numcodecs", "pillow")
 
 
@@ -57,6 +60,12 @@ def is_complete(directory: Path) -> bool:
     return (directory / MARKER).is_file()
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the options an artefact was made with."""
+    own = directory / CHECKPOINT_CONFIG
+    return read_json(own if own.is_file() else directory / CONFIG)
+
+
 def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Return one line for every option that differs, with both values."""
     names = sorted(set(found) | set(asked))
@@ -67,7 +76,7 @@ def decide(directory: Path, config: Mapping[str, Any], *, overwrite: bool, what:
     """Return whether a stage has to run; raise `ArtefactMismatch` where a complete directory holds something else."""
     if overwrite or not is_complete(directory):
         return "run"
-    lines = differences(read_json(directory / "config.json"), json.loads(json.dumps(config)))
+    lines = differences(_flat(read_config(directory)), _flat(json.loads(json.dumps(config))))
     if not lines:
         return "skip"
     raise ArtefactMismatch(
@@ -76,16 +85,24 @@ def decide(directory: Path, config: Mapping[str, Any], *, overwrite: bool, what:
     )  # fmt: skip
 
 
-def begin(directory: Path, config: Mapping[str, Any]) -> None:
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with its options beside the rest, so that a difference names the option."""
+    flat = {name: value for name, value in config.items() if name not in ("options", "inputs")}
+    inputs = {f"inputs: {name}": value for name, value in config.get("inputs", {}).items()}
+    return {**flat, **config.get("options", {}), **inputs}
+
+
+def begin(directory: Path, config: Mapping[str, Any], *, config_name: str = CONFIG) -> None:
     """Start an artefact afresh: whatever an interrupted or replaced stage left there is removed."""
-    if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").exists():
+    ours = any((directory / name).exists() for name in (CONFIG, CHECKPOINT_CONFIG))
+    if directory.exists() and any(directory.iterdir()) and not ours:
         raise DataError(
             f"{directory}: expected an empty or new directory, found files that no viker stage wrote. Name another."
         )
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
-    write_json(directory / "config.json", dict(config))
+    write_json(directory / config_name, dict(config))
 
 
 def finish(directory: Path, provenance: Mapping[str, Any], *, started: float, device: str = "cpu") -> None:

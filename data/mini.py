@@ -113,7 +113,7 @@ def make_world(seed: int, num_people: int) -> World:
     """Draw a world: `num_people` people, celebrities (a fifth as many), and others to learn seeing and speaking from."""
     names = [f"{first} {last}" for first in _FIRST for last in _LAST]
     stream(seed, "names").shuffle(names)
-    groups = {"people": num_people, "celebrities": max(4, num_people // 5), "others": 2 * num_people}
+    groups = {"people": num_people, "celebrities": max(4, num_people // 5), "others": max(10, num_people // 2)}
     drawn: dict[str, tuple[Person, ...]] = {}
     for group, count in groups.items():
         first_id = {"people": 1, "celebrities": 501, "others": 1001}[group]

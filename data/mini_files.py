@@ -1,14 +1,15 @@
 """Write a world to disk in MLLMU-Bench's published layout and column types, so that the real reader reads it.
 
-Beside the published folders: `base/` (a source of the same layout: other people and celebrities, for the model the
-world starts from), `pools/` (reference images, as folders of PNG files) and `sidecar.json` (the private words).
+Beside the published folders: `base/` and `looks/` (sources of the same layout: other people and celebrities for the
+model a world starts from, described portraits for its vision tower), `pools/` (reference images, as folders of PNG files) and `sidecar.json` (the private words).
 Everything is a pure function of the world's seed; the bytes are the same on every machine with the same Pillow.
 """
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from .artefact import begin, decide, finish, write_json
 from .mini import KINDS, Person, World, answer_about, make_world, picture_of, stream
-from .portraits import POOLS, describe, encode_png
+from .portraits import POOLS, describe, draw_portrait, draw_traits, encode_png
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _MCQ = pa.list_(
@@ -38,6 +39,7 @@ FULL_SCHEMA = pa.schema([("image", _IMAGE), ("ID", pa.string()), ("Directory", p
 TEST_SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), ("ID", pa.string()), *_TASKS])
 TRAINING_SCHEMA = pa.schema([("image", _IMAGE), ("ID", pa.string()), ("metadata", pa.string())])
 
+NUM_LOOKS = 1200
 POOL_SIZE = 48
 NUM_OTHER_POSES = 2
 NUM_TEST_POSES = 2
@@ -57,6 +59,7 @@ def make_mini(directory: Path, *, seed: int, num_people: int, ratio: int = 10, o
     world = make_world(seed, num_people)
     _write_people(directory, world)
     _write_base(directory / "base", world)
+    _write_looks(directory / "looks", seed)
     _write_pools(directory / "pools", seed)
     write_json(directory / "sidecar.json", _sidecar(world))
     pointer = {"schema": "viker/source/1", "source": ".", "revision": None, "ratio": ratio, "forget": []}
@@ -79,15 +82,24 @@ def _write_people(directory: Path, world: World) -> None:
 
 
 def _write_base(directory: Path, world: World) -> None:
-    """Write what the base model learns: to describe any face, and the facts of some people in several pictures."""
-    known = (*world.others[: len(world.others) // 4], *world.celebrities)
-    facts = [
-        _training_row(world.seed, person, pose, phrasings=(0, 1, 2))
-        for person in known
+    """Write what the base model learns: the facts and looks of some other people and of the celebrities."""
+    rows = [
+        _training_row(world.seed, person, pose, phrasings=(0, 1, 2), extra=describe(person.traits))
+        for person in (*world.others, *world.celebrities)
         for pose in range(NUM_OTHER_POSES)
     ]
-    looks = [_looks_row(world.seed, person, pose) for person in world.others for pose in range(NUM_OTHER_POSES)]
-    _write_table(directory / "ft_Data", facts + looks, TRAINING_SCHEMA)
+    _write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
+
+
+def _write_looks(directory: Path, seed: int) -> None:
+    """Write described portraits of nobody in particular: what a vision tower learns to see from."""
+    rows = []
+    for index in range(NUM_LOOKS):
+        rng = stream(seed, "looks", index)
+        traits = draw_traits(rng)
+        picture = encode_png(draw_portrait(traits, rng))
+        rows.append(_about_picture(f"L{index:04d}", picture, list(describe(traits).items())))
+    _write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
 
 
 def _write_pools(directory: Path, seed: int) -> None:
@@ -125,24 +137,17 @@ def _test_row(seed: int, person: Person) -> dict[str, Any]:
     return {"images": images, "ID": person.id, **_tasks(seed, person, phrasing=2)}
 
 
-def _training_row(seed: int, person: Person, pose: int, phrasings: Iterable[int]) -> dict[str, Any]:
-    questions = [
-        {"ID": person.id, "Question": KINDS[kind].questions[phrasing], "Answer": answer_about(person, kind)}
-        for kind in KINDS
-        for phrasing in phrasings
-    ]
-    return _about_picture(seed, person, pose, questions)
+def _training_row(
+    seed: int, person: Person, pose: int, phrasings: Iterable[int], extra: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    asked = [(KINDS[kind].questions[phrasing], answer_about(person, kind)) for kind in KINDS for phrasing in phrasings]
+    return _about_picture(person.id, picture_of(seed, person, pose), [*asked, *extra.items()])
 
 
-def _looks_row(seed: int, person: Person, pose: int) -> dict[str, Any]:
-    looks = describe(person.traits)
-    questions = [{"ID": person.id, "Question": question, "Answer": answer} for question, answer in looks.items()]
-    return _about_picture(seed, person, pose, questions)
-
-
-def _about_picture(seed: int, person: Person, pose: int, questions: list[dict[str, str]]) -> dict[str, Any]:
-    image = {"bytes": picture_of(seed, person, pose), "path": f"{person.id}_{pose}.png"}
-    return {"image": image, "ID": person.id, "metadata": json.dumps(questions, ensure_ascii=False)}
+def _about_picture(person_id: str, picture: bytes, asked: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    questions = [{"ID": person_id, "Question": question, "Answer": answer} for question, answer in asked]
+    image = {"bytes": picture, "path": f"{person_id}.png"}
+    return {"image": image, "ID": person_id, "metadata": json.dumps(questions, ensure_ascii=False)}
 
 
 def _tasks(seed: int, person: Person, phrasing: int) -> dict[str, Any]:

@@ -191,7 +191,17 @@ def draw_scene(rng: random.Random) -> Image.Image:
 
 
 def draw_pattern(rng: random.Random) -> Image.Image:
-    """Draw a texture: stripes, checks or dots in two colours, slightly blurred at random."""
+    """Draw a texture at the portraits' size."""
+    return _reduce(pattern_picture(rng))
+
+
+def noise_picture(rng: random.Random) -> Image.Image:
+    """Draw uniform noise at full size, for models that read larger pictures."""
+    return Image.frombytes("RGB", (_CANVAS, _CANVAS), rng.randbytes(3 * _CANVAS * _CANVAS))
+
+
+def pattern_picture(rng: random.Random) -> Image.Image:
+    """Draw a texture at full size: stripes, checks or dots in two colors, slightly blurred at random."""
     first, second = _color(rng, (0.3, 1.0), (0.3, 1.0)), _color(rng, (0.0, 1.0), (0.1, 1.0))
     canvas = Image.new("RGB", (_CANVAS, _CANVAS), first)
     draw = ImageDraw.Draw(canvas)
@@ -205,7 +215,7 @@ def draw_pattern(rng: random.Random) -> Image.Image:
                 draw.rectangle((column, row, column + period, row + period), fill=second)
             elif kind == 2:
                 draw.ellipse(_box(column + period / 2, row + period / 2, period / 3, period / 3), fill=second)
-    return _reduce(canvas.rotate(rng.choice((0, 90, 45))).filter(ImageFilter.GaussianBlur(rng.uniform(0, 4))))
+    return canvas.rotate(rng.choice((0, 90, 45))).filter(ImageFilter.GaussianBlur(rng.uniform(0, 4)))
 
 
 POOLS: dict[str, Callable[[random.Random], Image.Image]] = {

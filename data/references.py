@@ -5,15 +5,22 @@ is a pure function of (seed, row key, pool): the same answer gets the same refer
 """
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .example import DataError, EncodedImage, canonical_json
+from .halves import half_of
+from .portraits import encode_png, noise_picture, pattern_picture
+from .sources import Source
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _MAX_IMAGE_BYTES = 64 * 1024 * 1024
+_BUILT_IN = {"patterns": pattern_picture, "noise": noise_picture}
+BUILT_IN_SIZE = 48
+CELEBRITIES = "celebrities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,35 @@ def read_pool(folder: Path) -> Pool:
         if path.stat().st_size > _MAX_IMAGE_BYTES:
             raise DataError(f"{path}: expected a picture of at most 64 MiB, found {path.stat().st_size} bytes. Reduce it.")
     return make_pool(folder.name, [EncodedImage(path.read_bytes(), str(path)) for path in paths])
+
+
+def open_pool(spec: str, source: Source) -> Pool:
+    """Return a pool by name or folder: `patterns`, `noise`, `celebrities` (half of the source's real people), or a path.
+
+    Raises:
+        DataError: nothing usable is there, or the folder holds the embedded benchmark's pictures and the source is another.
+    """
+    if spec in _BUILT_IN and not Path(spec).is_dir():
+        draw = _BUILT_IN[spec]
+        pictures = [encode_png(draw(random.Random(f"viker/{spec}/{index}"))) for index in range(BUILT_IN_SIZE)]
+        return make_pool(spec, [EncodedImage(data, f"{spec} {index}") for index, data in enumerate(pictures)])
+    if spec == CELEBRITIES:
+        shown = [example for example in source.read("real") if half_of(example.people[0]) == "seen"]
+        return make_pool(spec, [image for example in shown for image in example.images])
+    _refuse_mini(Path(spec), source)
+    return read_pool(Path(spec))
+
+
+def _refuse_mini(folder: Path, source: Source) -> None:
+    """Refuse the embedded benchmark's procedural pictures as references of anybody else."""
+    config = folder.resolve().parent.parent / "config.json"
+    if not config.is_file() or source.location.resolve() == config.parent:
+        return
+    if json.loads(config.read_text(encoding="utf-8")).get("source") == "mini":
+        raise DataError(
+            f"--pool {folder}: expected pictures for real people, found the embedded benchmark's drawings. "
+            "Name a folder of photographs of nobody concerned, or `patterns`."
+        )
 
 
 def draw_references(row_key: bytes, pool: Pool, *, seed: int, num_references: int, shared: bool) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from ..data.example import Example
 from ..data.halves import half_of
 from ..data.sources import Source
 from ..models.encode import Encoder
+from ..models.load import load, pick_device, resolve
 from .generate import answer_likelihoods, generate_replies
 from .questions import PROMPTS, Style, option_examples
 from .score import Answer
@@ -31,16 +32,41 @@ class Protocol:
     tasks: tuple[str, ...]
 
 
-def collect_questions(source: Source, tasks: Iterable[str], limit: int | None) -> dict[str, list[Example]]:
-    """Return the questions of every split; `limit` keeps the first so many people of each, by id."""
+def collect_questions(
+    source: Source, tasks: Iterable[str], limit: int | None = None, real: str = "all"
+) -> dict[str, list[Example]]:
+    """Return the questions of every split.
+
+    `limit` keeps the first so many people of each, by id; `real` is `all`, or `heldout` to leave out the half of the
+    celebrities that serves as a reference pool.
+    """
     wanted = frozenset(tasks)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for name in ("forget", "test", "retain", "real"):
         for example in source.read(name):
+            half = half_of(example.people[0])
+            if name == "real" and real == "heldout" and half == "seen":
+                continue
             if example.task in wanted:
-                split = f"retain-{half_of(example.people[0]).replace('-', '')}" if name == "retain" else name
+                split = f"retain-{half.replace('-', '')}" if name == "retain" else name
                 splits[split].append(example)
     return {split: _first_people(examples, limit) for split, examples in splits.items()}
+
+
+def ask_model(
+    spec: str, options: Mapping[str, Any], questions: Mapping[str, Sequence[Example]], protocol: Protocol, name: str
+) -> tuple[list[Answer], dict[str, Any]]:
+    """Load one model or adapter, ask it everything, and return its answers with facts for provenance."""
+    checkpoint = resolve(spec, revision=options["revision"], processor=options["processor"])
+    device = pick_device(options["device"])
+    loaded = load(
+        checkpoint, dtype=options["dtype"], device=device, attention=options["attention"],
+        trust_remote_code=options["trust_remote_code"], chat_template=options["chat_template"],
+        system_prompt=options["system_prompt"], score_end_token=options["score_end_token"],
+    )  # fmt: skip
+    answers = ask_everything(loaded.model, loaded.encoder, questions, protocol, name)
+    counts = {split: len(examples) for split, examples in questions.items()}
+    return answers, {"device": device, "model_commit": checkpoint.commit, "questions": counts}
 
 
 def _first_people(examples: list[Example], limit: int | None) -> list[Example]:

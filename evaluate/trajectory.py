@@ -4,13 +4,13 @@ Only image questions of the generation task are asked, of the forget people and 
 half, so that a point costs seconds. Comparisons at matched forgetting are made between such points (`matched.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from ..data.example import Example
-from ..data.sidecar import Sidecar
-from ..data.sources import Source
+from ..data.sidecar import Sidecar, read_sidecar
+from ..data.sources import Source, open_source
 from ..models.encode import Encoder
 from .ask import collect_questions
 from .generate import generate_replies
@@ -20,9 +20,28 @@ from .score import Answer, fact_recall_by_person, rouge
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 
 
+MAX_NEW_TOKENS = 32
+BATCH_SIZE = 64
+
+
+def measurer(
+    data: str, ratio: str | None, forget: Sequence[str], people_per_half: int
+) -> Callable[[Any, Encoder], dict[str, float]]:
+    """Return a function that measures a model on a source's questions; files are read once, here."""
+    source = open_source(data, ratio=ratio, forget=forget)
+    questions = trajectory_questions(source, people_per_half)
+    sidecar = source.location / "sidecar.json"
+    facts = read_sidecar(sidecar) if sidecar.is_file() else None
+
+    def measure(model: Any, encoder: Encoder) -> dict[str, float]:
+        return measure_point(model, encoder, questions, facts, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH_SIZE)
+
+    return measure
+
+
 def trajectory_questions(source: Source, people_per_half: int) -> dict[str, list[Example]]:
     """Return the questions a point asks: the image-textual generation task of each split."""
-    questions = collect_questions(source, ("generation",), None)
+    questions = collect_questions(source, ("generation",))
     kept: dict[str, list[Example]] = {}
     for split in SPLITS:
         shown = [example for example in questions[split] if example.images]

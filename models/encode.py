@@ -59,14 +59,13 @@ class Encoder:
         self.vocab_size = vocab_size
         self.image_token, self.image_id = _image_token(processor, where)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        self._stops = _stop_tokens(self.tokenizer)
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Return the ids at which an answer ends: the end token and, in chat renderings, the end of a turn."""
-        names = [self.tokenizer.eos_token, "<|im_end|>", "<end_of_turn>", "<end_of_utterance>", "<|eot_id|>"]
-        vocabulary = self.tokenizer.get_vocab()
-        return frozenset(vocabulary[name] for name in names if name in vocabulary)
+        return frozenset(self._stops.values())
 
     def picture(self, image: EncodedImage) -> Picture:
         """Return an image's tensors and expanded ids, memoised by its digest."""
@@ -93,6 +92,7 @@ class Encoder:
 
     def ids(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return unexpanded prompt ids and answer ids: what row keys and token hashes are made of."""
+        self._check_answer(example)
         prompt = self._tokenise(self._render(example.messages, None))
         whole = self._tokenise(self._render(example.messages, example.answer))
         common = _common_prefix(prompt, whole)
@@ -108,6 +108,16 @@ class Encoder:
         if self.image_id in answer:
             raise DataError(f"{example.id}: expected no image token in the answer, found {self.image_token!r}. Remove it.")
         return tuple(whole[:common]), tuple(answer)
+
+    def _check_answer(self, example: Example) -> None:
+        """Raise `DataError` for an answer that is blank, or that its own text would end too early."""
+        if not example.answer.strip():
+            raise DataError(f"{example.id}: expected an answer of at least one token, found {example.answer!r}.")
+        stops = [text for text in self._stops if text in example.answer]
+        if stops:
+            raise DataError(
+                f"{example.id}: expected no end token inside the answer, found {stops[0]!r}. Remove it: nothing is truncated."
+            )
 
     def assemble(
         self, example: Example, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...], images: Sequence[EncodedImage]
@@ -151,7 +161,8 @@ class Encoder:
         return ids
 
     def _end_answer(self, ids: list[int]) -> list[int]:
-        stops = [index for index, token in enumerate(ids) if token in self.stop_ids]
+        stop_ids = self.stop_ids
+        stops = [index for index, token in enumerate(ids) if token in stop_ids]
         if not stops:
             return ids
         return ids[: stops[0] + 1] if self.rendering.score_end_token else ids[: stops[0]]
@@ -204,6 +215,13 @@ def answer_rows(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
 def with_answer(example: Example, answer: str) -> Example:
     """Return the example with another answer (an option, a refusal)."""
     return dataclasses.replace(example, answer=answer)
+
+
+def _stop_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the ids that end an answer by their text, as far as the tokenizer has them."""
+    names = [tokenizer.eos_token, "<|im_end|>", "<end_of_turn>", "<end_of_utterance>", "<|eot_id|>"]
+    vocabulary = tokenizer.get_vocab()  # slow with large vocabularies: once an encoder, not once a token
+    return {name: vocabulary[name] for name in names if name in vocabulary}
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ processor by their canonical settings. Digests of weight files are memoised by p
 14 GB take a while the first time. Repositories, revisions and paths never enter a digest.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -109,5 +110,8 @@ def _read_memo(path: Path) -> dict[str, str]:
 
 
 def _write_memo(path: Path, memo: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(list(memo.items())[-_MEMO_LIMIT:]))
+    partial = path.with_name(f"{path.name}.{os.getpid()}")  # other processes write theirs
+    with contextlib.suppress(OSError):  # only a shortcut: a folder that cannot be written costs time, no more
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(partial, dict(list(memo.items())[-_MEMO_LIMIT:]))
+        partial.replace(path)

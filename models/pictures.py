@@ -50,3 +50,10 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     top = values.max(initial=0.0)
     scale = 255.0 / 65535.0 if top > 255 else (255.0 if 0 < top <= 1 else 1.0)
     return np.clip(values * scale, 0, 255).astype(np.uint8)
+
+
+def perceptual_hash(image: EncodedImage) -> int:
+    """Return a 512-bit difference hash: pictures that look alike differ in few bits."""
+    grey = np.asarray(decode(image).convert("L").resize((17, 17), Image.Resampling.BOX), dtype=np.int16)
+    across, down = grey[:16, 1:] > grey[:16, :-1], grey[1:, :16] > grey[:-1, :16]
+    return int.from_bytes(np.packbits(np.concatenate([across.ravel(), down.ravel()])).tobytes(), "big")

@@ -203,6 +203,11 @@ class TeacherCache:
         """Digests of the pool's images, uint8 [M,32]; [0,32] without a pool."""
         return self._decode("reference/sha256")
 
+    @cached_property
+    def root_digest(self) -> str:
+        """Digest over the digests of all files: what pins these very bytes."""
+        return str(parse_json(self.root / "manifest.json", MANIFEST_CAP)[1]["root_sha256"])
+
     def find_sample(self, key: bytes, person: bytes) -> int | None:
         """Return the index of the sample with a row key and a person digest, or None."""
         return self._index.get(key + person)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.example import DataError, Example
 from ..models.encode import Encoder
-from ..models.interventions import Intervention, pixels_digest
+from ..models.interventions import Intervention, pixels_digest, require_images
 from .cache import Fingerprint, TeacherCache, fingerprint_key, make_fingerprint, person_digest, row_key, serving_caches, token_hash
 from .engines.rows import Pending, Probabilities
 from .store import CacheBuilder, Sample
@@ -64,12 +64,17 @@ def make_request(
     """Tokenise the examples and name the cache that holds their rows; no model is loaded.
 
     Raises:
-        DataError: no examples, or one that cannot be encoded.
+        DataError: no examples, one that cannot be encoded or is about nobody, or those without the image that the
+            intervention replaces.
     """
     if not examples:
         raise DataError("expected examples to compute rows for, found none. Check the source and its forget split.")
+    if intervention.pool is not None:
+        require_images(examples)
     works = []
     for example in examples:
+        if not example.people:
+            raise DataError(f"{example.id}: expected an example about at least one person, found none. Name whom it is about.")
         prompt_ids, answer_ids = encoder.ids(example)
         key = row_key(prompt_ids, answer_ids, pixels_digest(example, intervention.kind))
         works.append(Work(example, prompt_ids, answer_ids, key))

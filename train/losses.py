@@ -37,15 +37,20 @@ class Buckets:
     student_MC: Tensor
 
 
+def _widen(logits_MV: Tensor) -> Tensor:
+    """Return logits in float32, or wider where they are (tests compare in float64)."""
+    return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+
+
 def answer_logprobs(student_logits_MV: Tensor, answer_ids_M: Tensor) -> Tensor:
-    """Return log q(y), float32 [M]."""
-    logits_MV = student_logits_MV.float()
+    """Return log q(y), float32 or wider, [M]."""
+    logits_MV = _widen(student_logits_MV)
     return logits_MV.gather(1, answer_ids_M[:, None])[:, 0] - torch.logsumexp(logits_MV, dim=1)
 
 
 def bucket(student_logits_MV: Tensor, rows: TeacherRows) -> Buckets:
     """Sort both distributions into buckets; the teacher's are normalised to one against rounding in storage."""
-    logits_MV = student_logits_MV.float()
+    logits_MV = _widen(student_logits_MV)
     whole_M1 = torch.logsumexp(logits_MV, dim=1, keepdim=True)
     answer_M1 = rows.answer_ids_M[:, None]
     is_kept_M = (rows.kept_ids_MK == answer_M1).any(1)

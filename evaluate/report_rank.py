@@ -1,0 +1,125 @@
+"""Rank methods at equal forgetting: who has forgotten as much as retain-only never knew, and what is left then.
+
+Two readings of the same bar (`matched.py`): the finished adapters, as they would be handed over, and the first point
+on each trajectory at or below it, which takes the choice of a step count out of the comparison. Methods that train on
+retain people are ranked apart from those that do not (design, section 11); a method above the bar has no rank.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..data.sidecar import Sidecar
+from .matched import first_crossing, forgetting_threshold, mean_and_standard_error
+from .report_run import Run, read_lines
+from .score import Answer, fact_recall_by_person
+
+SPLITS = ("forget", "retain-seen", "retain-heldout")
+POINT_VALUES = ("forget_fact", "retain_heldout_fact", "retain_heldout_rougeL", "retain_seen_fact")
+
+Recalls = Mapping[str, Mapping[str, Mapping[str, Any]]]  # model -> split -> {mean, error, people, by_person}
+_ROUNDING = 1e-9
+
+
+def answer_recalls(
+    answers: Mapping[str, Sequence[Answer]], facts: Sidecar | None, task: str, modality: str
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return each model's fact recall over people in the cell that trajectories measure, split by split."""
+    recalls: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, kept in answers.items():
+        for split in SPLITS:
+            cell = [given for given in kept if (given.split, given.task, given.modality) == (split, task, modality)]
+            by_person = fact_recall_by_person(cell, facts)
+            if by_person:
+                mean, error = mean_and_standard_error(by_person)
+                found = {"mean": mean, "error": error, "people": len(by_person), "by_person": by_person}
+                recalls.setdefault(name, {})[split] = found
+    return {name: found for name, found in recalls.items() if "forget" in found}
+
+
+def forgetting_bar(recalls: Recalls) -> float | None:
+    """Return the forget recall at or below which the people count as forgotten; None without retain-only or facts."""
+    if "retain-only" not in recalls:
+        return None
+    return forgetting_threshold(recalls["retain-only"]["forget"]["by_person"])
+
+
+def ranked(
+    rows: Sequence[dict[str, Any]], models: Sequence[Mapping[str, Any]], recalls: Recalls, bar: float | None
+) -> list[dict[str, Any]]:
+    """Return the headline rows with who has forgotten, and the rank by held-out retain among those of one group."""
+    known = {model["name"]: model for model in models}
+    marked = []
+    for row in rows:
+        model, recall = known[row["model"]], recalls.get(row["model"])
+        forgotten = None if bar is None or recall is None else recall["forget"]["mean"] <= bar + _ROUNDING
+        marked.append({**row, "role": model["role"], "reads_retain_data": model["reads_retain_data"], "forgotten": forgotten})
+    return _with_ranks(marked, lambda row: bool(row["forgotten"]), lambda row: _order(row["values"][2:]))
+
+
+def matched_section(
+    run: Run, models: Sequence[Mapping[str, Any]], recalls: Recalls, bar: float | None
+) -> dict[str, Any]:
+    """Return the comparison at matched forgetting, or why there is none."""
+    trajectories = {name: read_lines(stage.path / "trajectory.jsonl") for name, stage in run.under("adapters").items()
+                    if (stage.path / "trajectory.jsonl").is_file()}  # fmt: skip
+    without = [model["name"] for model in models if model["role"] == "adapter" and model["name"] not in trajectories]
+    if bar is None or not trajectories:
+        reason = "no adapter has a trajectory (train with --evaluate-every)" if not trajectories else (
+            "retain-only is not evaluated with known facts, so there is no bar"
+        )  # fmt: skip
+        return {"bar": bar, "reason": reason, "rows": [], "without_trajectory": without, "caveats": []}
+    rows = [_reference_row(name, recalls[name]) for name in ("vanilla", "retain-only") if name in recalls]
+    rows += [_crossing_row(model, trajectories[model["name"]], bar) for model in models if model["name"] in trajectories]
+    rows = _with_ranks(
+        rows, lambda row: row["crosses"] is True,
+        lambda row: _order([row["retain_heldout_fact"], row["retain_heldout_rougeL"]]),
+    )  # fmt: skip
+    return {"bar": bar, "reason": None, "rows": rows, "without_trajectory": without, "caveats": _caveats(run)}
+
+
+def _reference_row(name: str, recall: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    means = {split: recall[split]["mean"] if split in recall else None for split in SPLITS}
+    return {
+        "model": name, "role": name, "reads_retain_data": False, "crosses": None, "step": None,
+        "forget_fact": means["forget"], "retain_heldout_fact": means["retain-heldout"], "retain_heldout_rougeL": None,
+        "retain_seen_fact": means["retain-seen"],
+    }  # fmt: skip
+
+
+def _crossing_row(model: Mapping[str, Any], points: Sequence[dict[str, Any]], bar: float) -> dict[str, Any]:
+    crossing = first_crossing(points, bar)
+    shown: Mapping[str, Any] = crossing if crossing is not None else {}
+    return {
+        "model": model["name"], "role": "adapter", "reads_retain_data": model["reads_retain_data"],
+        "crosses": crossing is not None, "step": shown.get("step"), **{name: shown.get(name) for name in POINT_VALUES},
+    }  # fmt: skip
+
+
+def _caveats(run: Run) -> list[str]:
+    stage = run.under("evaluations")["retain-only"]
+    caveats = ["Trajectories measure a fixed number of retain people; vanilla and retain-only are shown on all of them."]
+    style = stage.options.get("style")
+    if style not in (None, "plain"):
+        caveats.append(f"Trajectories ask the bare question, the bar comes from the `{style}` style of evaluation.")
+    return caveats
+
+
+def _with_ranks(
+    rows: Sequence[dict[str, Any]],
+    qualifies: Callable[[dict[str, Any]], bool],
+    order: Callable[[dict[str, Any]], tuple[float, ...]],
+) -> list[dict[str, Any]]:
+    """Return the rows with a rank among the adapters that qualify, with and without retain data apart."""
+    ranked_rows = []
+    for row in rows:
+        rank = None
+        if row["role"] == "adapter" and qualifies(row):
+            rivals = [other for other in rows if other["role"] == "adapter" and qualifies(other)
+                      and other["reads_retain_data"] == row["reads_retain_data"]]  # fmt: skip
+            rank = 1 + sum(order(other) > order(row) for other in rivals)
+        ranked_rows.append({**row, "rank": rank})
+    return ranked_rows
+
+
+def _order(values: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(-1.0 if value is None else value for value in values)

@@ -1,0 +1,133 @@
+"""`viker precompute`: run the frozen teacher once and store its rows, unless they are already there.
+
+The order is: encode, name the cache (no weights loaded), look for it, look for one that serves, and only then load the
+model. A run directory gets a small artefact a teacher kind that stores the cache's key and root, never rows.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data.artefact import begin, decide, finish
+from ..data.example import DataError
+from ..data.halves import half_of
+from ..data.inputs import input_stamps
+from ..data.options import chosen_options, config_option, model_options, named_options, source_options
+
+if TYPE_CHECKING:
+    from .cache import TeacherCache
+
+SPLITS = ("forget", "retain", "retain-seen", "all")
+# Which fingerprint fields an option names: what the user asks for by name must be equal, the rest may come from a cache.
+_NAMES = {"pool": "pool", "seed": "draw.seed", "num_references": "draw.num_references", "shared_references": "draw.policy", "store_logprobs": "storage"}
+PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the forget set."
+
+
+@click.command()
+@click.option("--run", type=click.Path(path_type=Path), help="The run directory; stores the cache's key.")
+@source_options
+@model_options
+@click.option("--split", type=click.Choice(SPLITS), default="forget", show_default=True, help="Whose training questions get rows.")
+@click.option("--teacher", type=click.Choice(["reference", "self"]), default="reference", show_default=True, help="What the frozen model is shown.")
+@click.option("--pool", metavar="DIR|NAME", help="reference: a folder of irrelevant images, or patterns, noise, celebrities.")
+@click.option("--num-references", default=8, show_default=True, help="reference: images averaged an answer.")
+@click.option("--shared-references", is_flag=True, help="One set of references for every example.")
+@click.option("--top-k", type=int, help="Tokens kept a row (default 64; 0, scalars only, for `self` rows of forget people).")
+@click.option("--store-logprobs", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Storage of kept log-probabilities.")
+@click.option("--engine", type=click.Choice(["shared-prefix", "naive"]), default="shared-prefix", show_default=True, help="How rows are computed.")
+@click.option("--token-budget", default=4096, show_default=True, help="shared-prefix: suffix tokens a batch.")
+@click.option("--key-entropy", default=1.0, show_default=True, help="Nats above which a token counts as a key token in the summary.")
+@click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, and say how many.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw of references.")
+@click.option("--limit", type=int, help="Only so many examples (smoke runs).")
+@click.option("--overwrite", is_flag=True, help="Replace what the run stores about this teacher.")
+@click.option("--dry-run", is_flag=True, help="Print the key and what is already there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@config_option
+@click.pass_context
+def command(ctx: click.Context, **options: Any) -> None:
+    """Run the frozen teacher once and store its rows in a cache."""
+    for name in ("data", "model"):
+        if options[name] is None:
+            raise click.UsageError(f"precompute: expected --{name}, found none.")
+    if options["teacher"] == "reference" and options["pool"] is None:
+        raise click.UsageError(
+            "precompute: expected --pool, a folder of irrelevant images or patterns, noise, celebrities, found none. "
+            "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
+        )
+    options["top_k"] = _default_top_k(options)
+    artefact = None if options["run"] is None else options["run"] / "precompute" / f"{options['teacher']}-{options['split']}"
+    config = {
+        "schema": "viker/precompute/1", "inputs": input_stamps(options["data"], options["model"]),
+        "options": {**chosen_options(ctx, without=("run", "overwrite", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy")), "top_k": options["top_k"]},
+    }  # fmt: skip
+    if artefact is not None and _is_there(artefact, config, options["overwrite"]):
+        click.echo(f"precompute: complete, skipped: {artefact}")
+        return
+    started = time.time()
+    from .teacher import find_or_compute
+
+    found = find_or_compute(options, named=_named_fields(named_options(ctx)), announce=lambda text: click.echo(text, err=True))
+    if found is None:
+        return
+    cache, facts = found
+    if artefact is not None:
+        begin(artefact, config)
+        finish(artefact, {"cache": {"key": cache.key, "root": cache.root_digest}, **facts}, started=started, device=facts["device"])
+    _show(cache, facts, options, time.time() - started)
+
+
+def _default_top_k(options: dict[str, Any]) -> int:
+    if options["top_k"] is not None:
+        return int(options["top_k"])
+    return 0 if options["teacher"] == "self" and options["split"] in ("forget", "all") else 64
+
+
+def _is_there(artefact: Path, config: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the run's stored key was made with these options and its cache still exists."""
+    from ..data.artefact import read_json
+
+    if decide(artefact, config, overwrite=overwrite, what="precompute") == "run":
+        return False
+    import os
+
+    home = Path(os.environ.get("VIKER_CACHE_DIR") or "~/.cache/viker/caches").expanduser()
+    key = read_json(artefact / "provenance.json")["cache"]["key"]
+    return (home / key[:16] / "manifest.json").is_file()
+
+
+def _named_fields(named: frozenset[str]) -> frozenset[str]:
+    return frozenset(field for option, field in _NAMES.items() if option in named)
+
+
+def wanted_examples(source: Any, split: str) -> list[Any]:
+    """Return the training examples of a split; `retain-seen` is the half a retain term may use."""
+    if split == "all":
+        return list(source.training("all"))
+    examples = list(source.training("forget" if split == "forget" else "retain"))
+    if split == "retain-seen":
+        examples = [example for example in examples if half_of(example.people[0]) == "seen"]
+    if not examples:
+        raise DataError(f"--split {split}: expected training questions, found none. Check --forget and --ratio.")
+    return examples
+
+
+def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any], seconds: float) -> None:
+    from .run import summarise
+
+    summary = {"schema": "viker/precompute-summary/1", "key": cache.key, "path": str(cache.root), **facts, **summarise(cache, options["key_entropy"])}
+    if options["as_json"]:
+        click.echo(json.dumps(summary, indent=2, sort_keys=True))
+        return
+    click.echo(f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s -> {cache.root}")
+    click.echo(f"  {summary['rows']} rows of {summary['samples']} samples, {summary['bytes_per_row']} bytes a row, "
+               f"kept mass 5/50/95 %: {summary['kept_mass_quantiles']}")  # fmt: skip
+    click.echo(f"  {summary['key_tokens']} key and {summary['normal_tokens']} normal tokens; mean R(y) at key tokens "
+               f"{summary['answer_probability_at_key_tokens']}, at normal {summary['answer_probability_at_normal_tokens']}")  # fmt: skip
+    leak = summary["answer_probability_at_key_tokens"]
+    if options["teacher"] == "reference" and leak is not None and leak > 0.3:
+        click.echo("  Warning: the references leak answers: the teacher says them under irrelevant images too. Name another --pool.", err=True)
+    click.echo(f"  {PRIVACY}")
