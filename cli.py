@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": (".evaluate.ask_commands", "Ask a model one question about a picture."),
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
     "cache": (".precompute.cache_commands", "List, inspect or verify teacher caches."),
+    "sweep": (".sweep", "Repeat a comparison over worlds and keep every number."),
     "doctor": (".doctor", "Say what this machine can run, and what is missing."),
     "pipeline": (".pipeline", "Resolve the options of pipeline.sh."),
 }
@@ -78,7 +79,12 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def as_default_map(preset: dict[str, Any]) -> dict[str, Any]:
     """Return a preset as click's default map: option names with underscores, tables as commands."""
-    return {name.replace("-", "_") if not isinstance(value, dict) else name: as_default_map(value) if isinstance(value, dict) else value for name, value in preset.items()}
+    return {
+        name.replace("-", "_") if not isinstance(value, dict) else name: as_default_map(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in preset.items()
+    }
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

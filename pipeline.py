@@ -25,7 +25,14 @@ _COMMANDS = {
     "precompute": (".precompute.commands", None), "train": (".train.commands", None),
     "evaluate": (".evaluate.commands", None), "report": (".evaluate.report_commands", None),
 }  # fmt: skip
-_OWN_OPTIONS = {"--preset": "preset", "--run": "run", "--from": "from", "--only": "only", "--skip": "skip", "--model": "model"}
+_OWN_OPTIONS = {
+    "--preset": "preset",
+    "--run": "run",
+    "--from": "from",
+    "--only": "only",
+    "--skip": "skip",
+    "--model": "model",
+}
 _FLAGS = {"--dry-run": "dry_run", "--with-retain-only": "with_retain_only", "--overwrite": "overwrite"}
 
 
@@ -102,7 +109,11 @@ def _stage_option(word: str) -> tuple[str, str]:
         return stage, f"--{option}"
     elsewhere = [f"--{other}.{option}" for other in _COMMANDS if f"--{option}" in stage_options(other)]
     hint = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
-    known = ", ".join(sorted(stage_options(stage))) if stage in _COMMANDS else ", ".join(f"--{name}.OPTION" for name in _COMMANDS)
+    known = (
+        ", ".join(sorted(stage_options(stage)))
+        if stage in _COMMANDS
+        else ", ".join(f"--{name}.OPTION" for name in _COMMANDS)
+    )
     raise click.UsageError(f"pipeline.sh: unknown option {word}.{hint}\nKnown: {known}")
 
 
@@ -126,7 +137,9 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
     model = request.own.get("model", settings.get("model", ""))
     if scenario == "own":
         if where is None or not request.forget or not model:
-            raise click.UsageError("pipeline.sh own: expected DIR --forget ID [--forget ID] --model M, found less. Name them all.")
+            raise click.UsageError(
+                "pipeline.sh own: expected DIR --forget ID [--forget ID] --model M, found less. Name them all."
+            )
         source = str((caller / where).resolve())
     if model and (caller / model).is_dir():
         model = str((caller / model).resolve())
@@ -161,14 +174,20 @@ def _override(words: list[str], option: str, value: str, caller: Path) -> str:
     return str((caller / found).resolve()) if (caller / found).is_dir() else found
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []})
-@click.option("--caller", type=click.Path(path_type=Path), default=Path(), help="The directory pipeline.sh was called from.")
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+)
+@click.option(
+    "--caller", type=click.Path(path_type=Path), default=Path(), help="The directory pipeline.sh was called from."
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(caller: Path, arguments: tuple[str, ...]) -> None:
     """Print pipeline.sh's variables."""
     if not arguments or arguments[0] not in SCENARIOS:
         found = arguments[0] if arguments else "nothing"
-        raise click.UsageError(f"pipeline.sh: expected {' or '.join(SCENARIOS)}, found {found}. Presets: {', '.join(preset_names())}.")
+        raise click.UsageError(
+            f"pipeline.sh: expected {' or '.join(SCENARIOS)}, found {found}. Presets: {', '.join(preset_names())}."
+        )
     scenario, rest = arguments[0], list(arguments[1:])
     where = rest.pop(0) if rest and not rest[0].startswith("--") else None
     if scenario == "mllmu" and where is not None:

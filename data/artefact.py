@@ -24,7 +24,18 @@ from .example import DataError
 MARKER = "COMPLETE"
 CONFIG = "config.json"
 CHECKPOINT_CONFIG = "viker_config.json"
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pyarrow", "zarr", "numcodecs", "pillow")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "zarr",
+    "numcodecs",
+    "pillow",
+)
 
 
 class ArtefactMismatch(DataError):
@@ -49,7 +60,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: expected a JSON file, found none ({error.strerror}).") from error
     except ValueError as error:
-        raise DataError(f"{path}: expected JSON, found something else ({error}). Remove it and make it again.") from error
+        raise DataError(
+            f"{path}: expected JSON, found something else ({error}). Remove it and make it again."
+        ) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
@@ -69,7 +82,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Return one line for every option that differs, with both values."""
     names = sorted(set(found) | set(asked))
-    return [f"  {name:28} there {found.get(name)!r}   asked {asked.get(name)!r}" for name in names if found.get(name) != asked.get(name)]
+    return [
+        f"  {name:28} there {found.get(name)!r}   asked {asked.get(name)!r}"
+        for name in names
+        if found.get(name) != asked.get(name)
+    ]
 
 
 def decide(directory: Path, config: Mapping[str, Any], *, overwrite: bool, what: str) -> Literal["run", "skip"]:

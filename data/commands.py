@@ -27,7 +27,9 @@ def command() -> None:
 @click.argument("source")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, show_default=True, help="mini: which world.")
-@click.option("--people", default=60, show_default=True, type=click.IntRange(20, 400), help="mini: people in the world.")
+@click.option(
+    "--people", default=60, show_default=True, type=click.IntRange(20, 400), help="mini: people in the world."
+)
 @click.option("--ratio", default="10", show_default=True, help="Which published forget split: 5, 10 or 15.")
 @click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable).")
 @click.option("--revision", help="Branch, tag or commit of a hub dataset.")
@@ -40,10 +42,18 @@ def make(
     """Write the embedded benchmark (SOURCE `mini`) to DIRECTORY, or pin any other SOURCE there for a run."""
     if source == "mini":
         made = make_mini(directory, seed=seed, num_people=people, ratio=int(ratio), overwrite=overwrite)
-        click.echo(f"data: {'wrote' if made else 'complete, skipped:'} {directory} ({people} fictitious people, seed {seed})")
+        click.echo(
+            f"data: {'wrote' if made else 'complete, skipped:'} {directory} ({people} fictitious people, seed {seed})"
+        )
         return
     absolute = str(Path(source).resolve()) if Path(source).is_dir() else source
-    config = {"schema": "viker/data/1", "source": absolute, "ratio": ratio, "forget": sorted(forget), "revision": revision}
+    config = {
+        "schema": "viker/data/1",
+        "source": absolute,
+        "ratio": ratio,
+        "forget": sorted(forget),
+        "revision": revision,
+    }
     if decide(directory, config, overwrite=overwrite, what="data folder") == "skip":
         click.echo(f"data: complete, skipped: {directory}")
         return
@@ -52,7 +62,9 @@ def make(
     counts = {split: as_json(summarise(opened.read(split))) for split in ("forget", "retain", "test", "real")}
     training = as_json(summarise(opened.training("forget")))
     if not training["num_people"]:
-        raise DataError(f"{source}: expected training questions about the forget people, found none. Check --forget and --ratio.")
+        raise DataError(
+            f"{source}: expected training questions about the forget people, found none. Check --forget and --ratio."
+        )
     begin(directory, config)
     pointer = {
         "schema": POINTER_SCHEMA, "source": absolute, "revision": opened.commit, "ratio": ratio,
@@ -63,17 +75,23 @@ def make(
     finish(directory, {"inputs": {"source": absolute, "commit": opened.commit, "digests": digests}}, started=started)
     click.echo(f"data: pinned {source}{f' at {opened.commit}' if opened.commit else ''}")
     for split, summary in counts.items():
-        click.echo(f"  {split:7} {summary['num_people']} people, {summary['num_images']} images, {summary['num_questions']}")
+        click.echo(
+            f"  {split:7} {summary['num_people']} people, {summary['num_images']} images, {summary['num_questions']}"
+        )
 
 
 @command.command()
 @click.argument("source")
-@click.option("--split", required=True, help="A published folder (forget_10, Test_Set ...), or forget, retain, test, real.")
+@click.option(
+    "--split", required=True, help="A published folder (forget_10, Test_Set ...), or forget, retain, test, real."
+)
 @click.option("--ratio", help="Which published forget split the words forget, retain, test mean: 5, 10 or 15.")
 @click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable).")
 @click.option("--revision", help="Branch, tag or commit of a hub dataset.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-def show(source: str, split: str, ratio: str | None, forget: tuple[str, ...], revision: str | None, as_json_: bool) -> None:
+def show(
+    source: str, split: str, ratio: str | None, forget: tuple[str, ...], revision: str | None, as_json_: bool
+) -> None:
     """Print counts, one example and the digest of a split of SOURCE."""
     opened = open_source(source, ratio=ratio, forget=forget, revision=revision)
     summary = summarise(opened.read(split))

@@ -72,7 +72,9 @@ class Example:
                 f"image(s), found {markers}. Remove the literal text {IMAGE_MARKER}, or add the missing image."
             )
         if not self.messages or self.messages[-1].role != "user":
-            raise DataError(f"{self.id}: expected the last message to be the user's question, found {self.messages!r}.")
+            raise DataError(
+                f"{self.id}: expected the last message to be the user's question, found {self.messages!r}."
+            )
 
     @property
     def question(self) -> str:

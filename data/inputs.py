@@ -19,5 +19,7 @@ def _stamp(path: Path) -> str:
     if is_complete(path):
         return str(read_json(path / "provenance.json")["finished"])
     if (path / CHECKPOINT_CONFIG).is_file():
-        raise DataError(f"{path}: expected a finished model, found one that was interrupted. Run the stage that makes it again.")
+        raise DataError(
+            f"{path}: expected a finished model, found one that was interrupted. Run the stage that makes it again."
+        )
     return "given"

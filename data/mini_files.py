@@ -75,8 +75,12 @@ def _write_people(directory: Path, world: World) -> None:
         kept = [row for person_id, row in rows.items() if person_id not in forget]
         _write_table(directory / f"forget_{ratio}", [rows[person_id] for person_id in forget], SPLIT_SCHEMA)
         _write_table(directory / f"retain_{100 - ratio}", kept, SPLIT_SCHEMA)
-    _write_table(directory / "Retain_Set", [_full_row(world.seed, person, 0) for person in world.celebrities], FULL_SCHEMA)
-    _write_table(directory / "Test_Set", [_test_row(world.seed, person) for person in world.people], TEST_SCHEMA, num_files=2)
+    _write_table(
+        directory / "Retain_Set", [_full_row(world.seed, person, 0) for person in world.celebrities], FULL_SCHEMA
+    )
+    _write_table(
+        directory / "Test_Set", [_test_row(world.seed, person) for person in world.people], TEST_SCHEMA, num_files=2
+    )
     training = [_training_row(world.seed, person, pose=0, phrasings=(0, 1)) for person in world.people]
     _write_table(directory / "ft_Data", training, TRAINING_SCHEMA)
 

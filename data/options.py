@@ -21,10 +21,15 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"--config {path}: expected a TOML file or an artefact's config.json, found neither ({error}).") from error
+        raise DataError(
+            f"--config {path}: expected a TOML file or an artefact's config.json, found neither ({error})."
+        ) from error
     options = values.get("options", values)
     known = {parameter.name for parameter in ctx.command.params}
-    ctx.default_map = {**(ctx.default_map or {}), **{name.replace("-", "_"): value for name, value in options.items() if name.replace("-", "_") in known}}
+    ctx.default_map = {
+        **(ctx.default_map or {}),
+        **{name.replace("-", "_"): value for name, value in options.items() if name.replace("-", "_") in known},
+    }
 
 
 def config_option(command: Command) -> Command:
@@ -39,7 +44,9 @@ def config_option(command: Command) -> Command:
 def source_options(command: Command) -> Command:
     """Add what names a source and its forget split: `--data`, `--ratio`, `--forget`, `--revision`."""
     options = [
-        click.option("--data", "data", metavar="DIR|ID", help="A data folder, a published layout, your people, or a hub id."),
+        click.option(
+            "--data", "data", metavar="DIR|ID", help="A data folder, a published layout, your people, or a hub id."
+        ),
         click.option("--ratio", help="Which published forget split: 5, 10 or 15 (else what the data folder records)."),
         click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable)."),
         click.option("--data-revision", help="Branch, tag or commit of a hub dataset."),

@@ -98,7 +98,9 @@ def _draw_hair(draw: ImageDraw.ImageDraw, traits: Traits, x: float, y: float, ha
         draw.rectangle((x - half - 12, y - 40, x + half + 12, y + 70), fill=traits.hair)
         draw.ellipse(_box(x, y - 30, half + 12, 50), fill=traits.hair)
     elif traits.hair_style == 3:
-        draw.polygon([(x - half - 6, y - 20), (x - 10, y - 98), (x + 8, y - 70), (x + half + 6, y - 20)], fill=traits.hair)
+        draw.polygon(
+            [(x - half - 6, y - 20), (x - 10, y - 98), (x + 8, y - 70), (x + half + 6, y - 20)], fill=traits.hair
+        )
     elif traits.hair_style == 4:
         draw.ellipse(_box(x, y - 78, 24, 24), fill=traits.hair)
         draw.ellipse(_box(x, y - 28, half + 6, 46), fill=traits.hair)
@@ -144,8 +146,10 @@ def draw_portrait(traits: Traits, rng: random.Random) -> Image.Image:
     draw.rectangle((x - 18, y + 40, x + 18, y + 78), fill=traits.skin)
     _draw_hair(draw, traits, x, y, half)
     _draw_face(draw, traits, x, y, rng.random())
-    tilt, shift_x, shift_y, size = rng.uniform(-5, 5), rng.randint(-8, 8), rng.randint(-8, 8), rng.uniform(0.94, 1.06)
-    canvas = canvas.rotate(tilt, resample=Image.Resampling.BICUBIC, translate=(shift_x, shift_y), fillcolor=canvas.getpixel((2, 2)))
+    tilt, shift_x, shift_y, size = rng.uniform(-4, 4), rng.randint(-7, 7), rng.randint(-7, 7), rng.uniform(0.95, 1.05)
+    canvas = canvas.rotate(
+        tilt, resample=Image.Resampling.BICUBIC, translate=(shift_x, shift_y), fillcolor=canvas.getpixel((2, 2))
+    )
     margin = _CANVAS * (1 - 1 / size) / 2
     canvas = canvas.transform(
         (_CANVAS, _CANVAS), Image.Transform.EXTENT, (margin, margin, _CANVAS - margin, _CANVAS - margin),
@@ -167,7 +171,9 @@ def draw_pet(rng: random.Random) -> Image.Image:
         draw.polygon([(x + side * 20, y - 50), (x + side * 72, y - 96 * long), (x + side * 70, y - 10)], fill=fur)
     draw.ellipse(_box(x, y, 70, 60 * long), fill=fur)
     for _ in range(rng.randrange(5)):
-        draw.ellipse(_box(x + rng.uniform(-45, 45), y + rng.uniform(-40, 40), 12, 10), fill=_color(rng, (0.1, 0.5), (0.1, 0.9)))
+        draw.ellipse(
+            _box(x + rng.uniform(-45, 45), y + rng.uniform(-40, 40), 12, 10), fill=_color(rng, (0.1, 0.5), (0.1, 0.9))
+        )
     for side in (-1, 1):
         draw.ellipse(_box(x + side * 28, y - 14, 11, 12), fill=(20, 20, 20))
         draw.line((x + side * 12, y + 28, x + side * 76, y + rng.uniform(14, 40)), fill=(30, 30, 30), width=3)
@@ -186,7 +192,9 @@ def draw_scene(rng: random.Random) -> Image.Image:
     for _ in range(rng.randrange(1, 5)):
         left, top = rng.uniform(10, 190), rng.uniform(140, 185)
         draw.rectangle((left, top, left + 24, top + 28), fill=_color(rng, (0.1, 0.8), (0.3, 0.9)))
-        draw.polygon([(left - 6, top), (left + 30, top), (left + 12, top - 22)], fill=_color(rng, (0.4, 0.9), (0.2, 0.6)))
+        draw.polygon(
+            [(left - 6, top), (left + 30, top), (left + 12, top - 22)], fill=_color(rng, (0.4, 0.9), (0.2, 0.6))
+        )
     return _reduce(canvas)
 
 

@@ -52,10 +52,14 @@ def read_pool(folder: Path) -> Pool:
         raise DataError(f"{folder}: expected a folder of reference images, found none. Name one with --pool.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not paths:
-        raise DataError(f"{folder}: expected pictures ({', '.join(sorted(_SUFFIXES))}), found none. Name another folder.")
+        raise DataError(
+            f"{folder}: expected pictures ({', '.join(sorted(_SUFFIXES))}), found none. Name another folder."
+        )
     for path in paths:
         if path.stat().st_size > _MAX_IMAGE_BYTES:
-            raise DataError(f"{path}: expected a picture of at most 64 MiB, found {path.stat().st_size} bytes. Reduce it.")
+            raise DataError(
+                f"{path}: expected a picture of at most 64 MiB, found {path.stat().st_size} bytes. Reduce it."
+            )
     return make_pool(folder.name, [EncodedImage(path.read_bytes(), str(path)) for path in paths])
 
 

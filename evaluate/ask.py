@@ -98,7 +98,12 @@ def _option_likelihoods(
     model: Any, encoder: Encoder, examples: Sequence[Example], batch_size: int
 ) -> dict[str, tuple[tuple[str, float, int], ...]]:
     """Return for each classification question (letter, summed log-probability, tokens) of its options."""
-    choices = [(example.id, letter, option) for example in examples if example.task == "classification" for letter, option in option_examples(example)]
+    choices = [
+        (example.id, letter, option)
+        for example in examples
+        if example.task == "classification"
+        for letter, option in option_examples(example)
+    ]
     values = answer_likelihoods(model, encoder, [option for _, _, option in choices], batch_size=batch_size)
     found: dict[str, tuple[tuple[str, float, int], ...]] = {}
     for (question, letter, _), (logprob, num_tokens) in zip(choices, values, strict=True):

@@ -17,21 +17,68 @@ from ..data.inputs import input_stamps
 from ..data.options import chosen_options, config_option, model_options, source_options
 
 TASKS = ("classification", "cloze", "generation")
-_NOT_PROTOCOL = ("run", "output", "targets", "overwrite", "dry_run", "rescore", "device", "batch_size", "as_json", "model", "models")
+_NOT_PROTOCOL = (
+    "run",
+    "output",
+    "targets",
+    "overwrite",
+    "dry_run",
+    "rescore",
+    "device",
+    "batch_size",
+    "as_json",
+    "model",
+    "models",
+)
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), help="Evaluate this run's models; evaluations go to RUN/evaluations.")
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="With --run: only these (vanilla, retain-only, an adapter's name).")
-@click.option("--output", type=click.Path(path_type=Path), help="Where the evaluation of --model goes (without --run).")
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="Evaluate this run's models; evaluations go to RUN/evaluations."
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="With --run: only these (vanilla, retain-only, an adapter's name).",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where the evaluation of --model goes (without --run)."
+)
 @source_options
 @model_options
-@click.option("--style", type=click.Choice(["official", "plain"]), default="official", show_default=True, help="The protocol's instructions, or the bare question.")
-@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), default=TASKS, show_default=True, help="Which tasks (repeatable).")
-@click.option("--real", type=click.Choice(["all", "heldout"]), default="all", show_default=True, help="heldout: without the celebrities that are references.")
+@click.option(
+    "--style",
+    type=click.Choice(["official", "plain"]),
+    default="official",
+    show_default=True,
+    help="The protocol's instructions, or the bare question.",
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(TASKS),
+    default=TASKS,
+    show_default=True,
+    help="Which tasks (repeatable).",
+)
+@click.option(
+    "--real",
+    type=click.Choice(["all", "heldout"]),
+    default="all",
+    show_default=True,
+    help="heldout: without the celebrities that are references.",
+)
 @click.option("--max-new-tokens", default=50, show_default=True, help="Longest reply.")
 @click.option("--batch-size", default=32, show_default=True, help="Questions a batch; halved when memory runs out.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the intervals and of what the official code leaves to chance.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the intervals and of what the official code leaves to chance.",
+)
 @click.option("--limit", type=int, help="Only so many people a split.")
 @click.option("--rescore", is_flag=True, help="Score the kept answers again; no model is loaded.")
 @click.option("--overwrite", is_flag=True, help="Ask again where an evaluation with other options is complete.")
@@ -89,13 +136,18 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
     from .ask import Protocol, ask_model, collect_questions
     from .score import answer_line
 
-    source = open_source(options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"])
+    source = open_source(
+        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
+    )
     questions = collect_questions(source, options["tasks"], options["limit"], options["real"])
     for split, skipped in source.skipped().items():
         for reason, count in skipped.items():
             click.echo(f"evaluate: {split}: left out {count} {reason}", err=True)
     protocol = Protocol(
-        style=options["style"], max_new_tokens=options["max_new_tokens"], batch_size=options["batch_size"], tasks=tuple(options["tasks"])
+        style=options["style"],
+        max_new_tokens=options["max_new_tokens"],
+        batch_size=options["batch_size"],
+        tasks=tuple(options["tasks"]),
     )
     for name, (spec, output, config) in waiting.items():
         started = time.time()
@@ -121,8 +173,14 @@ def _score(output: Path, location: Path, seed: int) -> None:
 
 def _rescore(output: Path, options: dict[str, Any]) -> None:
     if not is_complete(output):
-        raise DataError(f"{output}: expected a complete evaluation to score again, found none. Run it without --rescore.")
+        raise DataError(
+            f"{output}: expected a complete evaluation to score again, found none. Run it without --rescore."
+        )
     from ..data.sources import open_source
 
-    _score(output, open_source(options["data"], ratio=options["ratio"], forget=options["forget"]).location, options["seed"])
+    _score(
+        output,
+        open_source(options["data"], ratio=options["ratio"], forget=options["forget"]).location,
+        options["seed"],
+    )
     click.echo(f"evaluate: scored again: {output} ({len(json.dumps(read_json(output / 'scores.json')))} bytes)")

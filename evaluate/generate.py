@@ -18,7 +18,13 @@ from ..models.forward import answer_logits, to_device
 
 @torch.inference_mode()
 def generate_replies(
-    model: Any, encoder: Encoder, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int, desc: str = "generate"
+    model: Any,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    desc: str = "generate",
 ) -> list[str]:
     """Return the greedy reply to each example, in order."""
     rows = [encoder.encode_prompt(example) for example in examples]

@@ -1,10 +1,10 @@
 """From a run to one record: headline numbers, matched forgetting, head-room, before and after, cost, provenance.
 
-A report is a derived view over all adapters of a run: nothing is measured here, and every number can be found again in
-an evaluation's `scores.json` or a trajectory. Comparing honestly decides the shape (design, section 11): vanilla and
-retain-only stand beside every adapter or the titles say that they are missing; held-out retain people are the headline
-and seen ones stand apart; methods with and without retain data are ranked apart; and a method is only ranked once it
-has forgotten as much as retain-only never knew, for one that forgets nothing would win every retain score.
+A report is a derived view over all adapters of a run: nothing is measured here, and every number can be found again
+in an evaluation's `scores.json` or a trajectory. Comparing honestly decides the shape (design, section 11): vanilla
+and retain-only stand beside every adapter or the titles say that they are missing; held-out retain people are the
+headline and seen ones stand apart; methods with and without retain data are ranked apart; and a method is only ranked
+once it has forgotten as much as retain-only never knew, for one that forgets nothing would win every retain score.
 Reading the run is `report_run.py`'s work, ranks and matched forgetting `report_rank.py`'s, Markdown `report_page.py`'s.
 """
 
@@ -70,7 +70,7 @@ def list_models(run: Run) -> list[dict[str, Any]]:
     evaluations, adapters = run.under("evaluations"), run.under("adapters")
     references = [name for name in ("vanilla", "retain-only") if name in evaluations]
     others = sorted(set(evaluations) - set(adapters) - set(references))
-    models = [_model(name, name, name in evaluations, adapters.get(name)) for name in references]
+    models = [_model(name, name, True, None) for name in references]
     trained = [_model(name, "adapter", name in evaluations, stage) for name, stage in sorted(adapters.items())]
     models += sorted(trained, key=lambda model: (model["reads_retain_data"], model["name"]))
     return models + [_model(name, "other", True, None) for name in others]
@@ -83,7 +83,8 @@ def headline_columns(scores: Scores) -> list[dict[str, str]]:
     ROUGE-L stands in on the forget side, and cloze accuracy (the expected word is said) on the retain side.
     """
     cells = {(task, modality) for _, _, task, modality, metric in scores if metric == "rougeL"}
-    task, modality = min(cells, key=lambda cell: (cell[0] != "generation", cell[1] != "image", cell), default=("generation", "image"))  # fmt: skip
+    preferred = sorted(cells, key=lambda cell: (cell[0] != "generation", cell[1] != "image", cell))
+    task, modality = preferred[0] if preferred else ("generation", "image")
     has_facts = any(key[2:] == (task, modality, "fact_recall") for key in scores)
     forgotten = ("fact recall", task, "fact_recall") if has_facts else ("ROUGE-L", task, "rougeL")
     retained = forgotten if has_facts else ("cloze accuracy", "cloze", "accuracy")
@@ -105,12 +106,15 @@ def before_and_after(answers: Mapping[str, Sequence[Answer]], task: str, modalit
     replies = {name: {(given.split, given.id): given.reply for given in kept} for name, kept in answers.items()}
     chosen: list[Answer] = []
     for split, number in (("forget", NUM_FORGET_ANSWERS), ("retain-heldout", NUM_RETAIN_ANSWERS)):
-        asked = [given for given in first if given.split == split and given.task == task and given.modality == modality]
+        asked = [
+            given for given in first if given.split == split and given.task == task and given.modality == modality
+        ]
         chosen += _varied(asked, number)
     return [
         {
             "split": given.split, "person": given.person, "id": given.id, "question": given.question,
-            "expected": given.expected, "replies": {name: replies[name].get((given.split, given.id)) for name in answers},
+            "expected": given.expected,
+            "replies": {name: replies[name].get((given.split, given.id)) for name in answers},
         }
         for given in chosen
     ]  # fmt: skip
@@ -133,7 +137,9 @@ def _title(run: Run, names: Sequence[str]) -> str:
     missing = [name for name in ("vanilla", "retain-only") if name not in names]
     if len(missing) == 2:
         return f"{title} (neither vanilla nor retain-only is evaluated: nothing to compare with)"
-    return title + {"vanilla": " (no vanilla)", "retain-only": " (no retain-only yet: a first verdict)"}.get("".join(missing), "")
+    return title + {"vanilla": " (no vanilla)", "retain-only": " (no retain-only yet: a first verdict)"}.get(
+        "".join(missing), ""
+    )
 
 
 def _notices(run: Run, models: Iterable[Mapping[str, Any]], ours: Sequence[str]) -> list[str]:
@@ -143,7 +149,9 @@ def _notices(run: Run, models: Iterable[Mapping[str, Any]], ours: Sequence[str])
                 for model in models if not model["evaluated"]]  # fmt: skip
     for name, stage in run.under("evaluations").items():
         stale = stale_inputs(stage)
-        notices += [f"The evaluation of `{name}` is older than {', '.join(stale)}: evaluate it again."] if stale else []
+        notices += (
+            [f"The evaluation of `{name}` is older than {', '.join(stale)}: evaluate it again."] if stale else []
+        )
     if "data" not in run.stages:
         notices.append("The run has no complete `data` folder, so where its data comes from is not known here.")
     return notices + [f"Ours, not in the paper: {option}" for option in ours]
@@ -153,7 +161,10 @@ def _table(columns: Sequence[Mapping[str, str]], names: Iterable[str], scores: S
     """Return one row a model with a record (or None) a column."""
     rows = []
     for name in names:
-        found = [scores.get((name, column["split"], column["task"], column["modality"], column["metric"])) for column in columns]
+        found = [
+            scores.get((name, column["split"], column["task"], column["modality"], column["metric"]))
+            for column in columns
+        ]
         rows.append({"model": name, "values": [record and record["value"] for record in found],
                      "ci": [record and record["ci"] for record in found]})  # fmt: skip
     return rows
@@ -161,7 +172,8 @@ def _table(columns: Sequence[Mapping[str, str]], names: Iterable[str], scores: S
 
 def _seen_columns(columns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return [
-        {**column, "split": "retain-seen", "label": column["label"].replace("held-out", "seen")} for column in columns[2:]
+        {**column, "split": "retain-seen", "label": column["label"].replace("held-out", "seen")}
+        for column in columns[2:]
     ]
 
 
@@ -175,8 +187,9 @@ def _head_room(
     for column in columns[:2]:
         record = scores.get(("vanilla", column["split"], column["task"], column["modality"], "fact_recall"))
         if record is not None:
-            text = f"vanilla knows {record['value']:.1%} of the {column['split']} facts (head-room asks for {HEADROOM:.0%})"
-            checks.append({"check": f"vanilla on {column['split']}", "ok": record["value"] >= HEADROOM, "text": text})
+            known, split = record["value"], column["split"]
+            text = f"vanilla knows {known:.1%} of the {split} facts (head-room asks for {HEADROOM:.0%})"
+            checks.append({"check": f"vanilla on {split}", "ok": known >= HEADROOM, "text": text})
     if "retain-only" in recalls and chance is not None:
         mean = recalls["retain-only"]["forget"]["mean"]
         text = f"retain-only, which never saw them, says {mean:.1%} of the forget facts; guessing gives {chance:.1%}"
@@ -189,14 +202,16 @@ def _gap(scores: Scores, column: Mapping[str, str]) -> dict[str, Any]:
     place = (column["split"], column["task"], column["modality"], column["metric"])
     vanilla, ideal = scores.get(("vanilla", *place)), scores.get(("retain-only", *place))
     if vanilla is None or ideal is None:
-        return {"check": "vanilla and retain-only", "ok": None, "text": "not known without both vanilla and retain-only"}
+        return {
+            "check": "vanilla and retain-only",
+            "ok": None,
+            "text": "not known without both vanilla and retain-only",
+        }
     text = f"{column['label']}: vanilla {vanilla['value']:.1%}, retain-only {ideal['value']:.1%}"
     return {"check": "vanilla and retain-only", "ok": vanilla["value"] - ideal["value"] >= LITTLE_GAP, "text": text}
 
 
-def _chance(
-    answers: Mapping[str, Sequence[Answer]], facts: Sidecar | None, task: str, modality: str
-) -> float | None:
+def _chance(answers: Mapping[str, Sequence[Answer]], facts: Sidecar | None, task: str, modality: str) -> float | None:
     """Return the mean over forget questions of one over the number of candidates: what guessing gives."""
     if facts is None:
         return None
@@ -207,7 +222,7 @@ def _chance(
 
 
 def _beside(item: Mapping[str, Any], models: Iterable[Mapping[str, Any]], scores: Scores) -> dict[str, Any]:
-    """Return a published number with ours of the same name: its row is a method or model, its split may be `retain`."""
+    """Return a published number with ours of the same name: its row names a method or a model."""
     metric = _ALIASES.get(str(item["metric"]).lower(), str(item["metric"]))
     task = item.get("task") or ("classification" if metric.startswith("accuracy_") else "generation")
     split = "retain-heldout" if item["split"] == "retain" else item["split"]

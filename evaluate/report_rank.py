@@ -18,6 +18,8 @@ POINT_VALUES = ("forget_fact", "retain_heldout_fact", "retain_heldout_rougeL", "
 
 Recalls = Mapping[str, Mapping[str, Mapping[str, Any]]]  # model -> split -> {mean, error, people, by_person}
 _ROUNDING = 1e-9
+_NO_BAR = "retain-only is not evaluated with known facts, so there is no bar"
+_NO_TRAJECTORY = "no adapter has a trajectory with known facts (train with --evaluate-every)"
 
 
 def answer_recalls(
@@ -52,7 +54,9 @@ def ranked(
     for row in rows:
         model, recall = known[row["model"]], recalls.get(row["model"])
         forgotten = None if bar is None or recall is None else recall["forget"]["mean"] <= bar + _ROUNDING
-        marked.append({**row, "role": model["role"], "reads_retain_data": model["reads_retain_data"], "forgotten": forgotten})
+        marked.append(
+            {**row, "role": model["role"], "reads_retain_data": model["reads_retain_data"], "forgotten": forgotten}
+        )
     return _with_ranks(marked, lambda row: bool(row["forgotten"]), lambda row: _order(row["values"][2:]))
 
 
@@ -60,21 +64,29 @@ def matched_section(
     run: Run, models: Sequence[Mapping[str, Any]], recalls: Recalls, bar: float | None
 ) -> dict[str, Any]:
     """Return the comparison at matched forgetting, or why there is none."""
-    trajectories = {name: read_lines(stage.path / "trajectory.jsonl") for name, stage in run.under("adapters").items()
-                    if (stage.path / "trajectory.jsonl").is_file()}  # fmt: skip
+    trajectories = _trajectories(run)
     without = [model["name"] for model in models if model["role"] == "adapter" and model["name"] not in trajectories]
     if bar is None or not trajectories:
-        reason = "no adapter has a trajectory (train with --evaluate-every)" if not trajectories else (
-            "retain-only is not evaluated with known facts, so there is no bar"
-        )  # fmt: skip
+        reason = _NO_BAR if trajectories else _NO_TRAJECTORY
         return {"bar": bar, "reason": reason, "rows": [], "without_trajectory": without, "caveats": []}
     rows = [_reference_row(name, recalls[name]) for name in ("vanilla", "retain-only") if name in recalls]
-    rows += [_crossing_row(model, trajectories[model["name"]], bar) for model in models if model["name"] in trajectories]
+    rows += [
+        _crossing_row(model, trajectories[model["name"]], bar) for model in models if model["name"] in trajectories
+    ]
     rows = _with_ranks(
         rows, lambda row: row["crosses"] is True,
         lambda row: _order([row["retain_heldout_fact"], row["retain_heldout_rougeL"]]),
     )  # fmt: skip
     return {"bar": bar, "reason": None, "rows": rows, "without_trajectory": without, "caveats": _caveats(run)}
+
+
+def _trajectories(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the points of every adapter that was measured on its way, where facts were known."""
+    paths = {name: stage.path / "trajectory.jsonl" for name, stage in run.under("adapters").items()}
+    found = {name: read_lines(path) for name, path in paths.items() if path.is_file()}
+    return {
+        name: points for name, points in found.items() if points and all("forget_fact" in point for point in points)
+    }
 
 
 def _reference_row(name: str, recall: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -97,7 +109,9 @@ def _crossing_row(model: Mapping[str, Any], points: Sequence[dict[str, Any]], ba
 
 def _caveats(run: Run) -> list[str]:
     stage = run.under("evaluations")["retain-only"]
-    caveats = ["Trajectories measure a fixed number of retain people; vanilla and retain-only are shown on all of them."]
+    caveats = [
+        "Trajectories measure a fixed number of retain people; vanilla and retain-only are shown on all of them."
+    ]
     style = stage.options.get("style")
     if style not in (None, "plain"):
         caveats.append(f"Trajectories ask the bare question, the bar comes from the `{style}` style of evaluation.")

@@ -118,7 +118,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
-        raise DataError(f"{path}: expected a JSON object a line, found something else ({error}). Train again.") from error
+        raise DataError(
+            f"{path}: expected a JSON object a line, found something else ({error}). Train again."
+        ) from error
 
 
 def sidecar_file(run: Run) -> Path | None:
@@ -141,7 +143,9 @@ def _places(path: Path) -> dict[str, Path]:
     places = {name: path / name for name in _SINGLE if (path / name).is_dir()}
     for folder in _FOLDERS:
         if (path / folder).is_dir():
-            places |= {f"{folder}/{place.name}": place for place in sorted((path / folder).iterdir()) if place.is_dir()}
+            places |= {
+                f"{folder}/{place.name}": place for place in sorted((path / folder).iterdir()) if place.is_dir()
+            }
     return places
 
 

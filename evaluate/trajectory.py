@@ -68,7 +68,9 @@ def measure_point(
     point: dict[str, float] = {}
     for split in questions:
         answers = [
-            _answer(split, example, reply) for (where, example), reply in zip(asked, replies, strict=True) if where == split
+            _answer(split, example, reply)
+            for (where, example), reply in zip(asked, replies, strict=True)
+            if where == split
         ]
         if not answers:
             continue

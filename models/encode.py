@@ -51,7 +51,9 @@ class Encoded:
 class Encoder:
     """Encode examples for one model: its processor, its rendering, its limits."""
 
-    def __init__(self, processor: Any, rendering: Rendering, *, context_length: int, vocab_size: int, where: Path) -> None:
+    def __init__(
+        self, processor: Any, rendering: Rendering, *, context_length: int, vocab_size: int, where: Path
+    ) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.rendering = rendering
@@ -106,7 +108,9 @@ class Encoder:
         if not answer:
             raise DataError(f"{example.id}: expected an answer of at least one token, found {example.answer!r}.")
         if self.image_id in answer:
-            raise DataError(f"{example.id}: expected no image token in the answer, found {self.image_token!r}. Remove it.")
+            raise DataError(
+                f"{example.id}: expected no image token in the answer, found {self.image_token!r}. Remove it."
+            )
         return tuple(whole[:common]), tuple(answer)
 
     def _check_answer(self, example: Example) -> None:
@@ -120,7 +124,11 @@ class Encoder:
             )
 
     def assemble(
-        self, example: Example, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...], images: Sequence[EncodedImage]
+        self,
+        example: Example,
+        prompt_ids: tuple[int, ...],
+        answer_ids: tuple[int, ...],
+        images: Sequence[EncodedImage],
     ) -> Encoded:
         """Return already tokenised ids with these images in place of the placeholders."""
         if prompt_ids.count(self.image_id) != len(images):
@@ -168,7 +176,9 @@ class Encoder:
         return ids[: stops[0] + 1] if self.rendering.score_end_token else ids[: stops[0]]
 
     def _read_picture(self, image: EncodedImage) -> Picture:
-        inputs = self.processor(text=self.image_token, images=[decode(image)], return_tensors="pt", add_special_tokens=False)
+        inputs = self.processor(
+            text=self.image_token, images=[decode(image)], return_tensors="pt", add_special_tokens=False
+        )
         ids = tuple(inputs["input_ids"][0].tolist())
         text_inputs = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
         return Picture({name: value for name, value in inputs.items() if name not in text_inputs}, ids)

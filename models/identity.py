@@ -39,8 +39,15 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     if checkpoint.adapter is None:
         return base
     settings = json.loads((checkpoint.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    scale = {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")}
-    content = {"base": base, "adapter": _directory_digest(checkpoint.adapter), "scale": canonical_json(_strings(scale)).decode()}
+    scale = {
+        name: settings.get(name)
+        for name in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+    }
+    content = {
+        "base": base,
+        "adapter": _directory_digest(checkpoint.adapter),
+        "scale": canonical_json(_strings(scale)).decode(),
+    }
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
@@ -57,8 +64,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
 def processor_digest(processor: Any) -> str:
     """Return the hex digest of an image processor's class (PIL and torchvision backends differ) and settings."""
     images = processor.image_processor
-    settings = {name: value for name, value in images.to_dict().items() if not name.startswith("_") and name != "processor_class"}
-    layout = {name: getattr(processor, name, None) for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")}
+    settings = {
+        name: value
+        for name, value in images.to_dict().items()
+        if not name.startswith("_") and name != "processor_class"
+    }
+    layout = {
+        name: getattr(processor, name, None)
+        for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    }
     content = {"class": type(images).__name__, "settings": settings, "layout": layout}
     return hashlib.sha256(canonical_json(_strings(content))).hexdigest()
 
@@ -75,9 +89,16 @@ def _strings(value: Any) -> Any:
 def _directory_digest(directory: Path) -> str:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise DataError(f"{directory}: expected weights in safetensors files, found none. Save the model as safetensors.")
-    memo_path = Path(os.environ.get("VIKER_CACHE_DIR", Path.home() / ".cache" / "viker" / "caches")).parent / "weight_digests.json"
-    stamp = canonical_json([[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]).decode()
+        raise DataError(
+            f"{directory}: expected weights in safetensors files, found none. Save the model as safetensors."
+        )
+    memo_path = (
+        Path(os.environ.get("VIKER_CACHE_DIR", Path.home() / ".cache" / "viker" / "caches")).parent
+        / "weight_digests.json"
+    )
+    stamp = canonical_json(
+        [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    ).decode()
     memo = _read_memo(memo_path)
     if stamp not in memo:
         memo[stamp] = _digest_tensors(files)

@@ -40,7 +40,9 @@ class Intervention:
         """Return the pool indices of the references a row key is shown (empty for kinds without a pool)."""
         if self.pool is None:
             return ()
-        return draw_references(row_key, self.pool, seed=self.seed, num_references=self.num_references, shared=self.shared)
+        return draw_references(
+            row_key, self.pool, seed=self.seed, num_references=self.num_references, shared=self.shared
+        )
 
     def shown(self, example: Example, row_key: bytes) -> list[tuple[EncodedImage, ...]]:
         """Return, for each forward pass the teacher averages, the images in place of the example's.

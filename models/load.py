@@ -66,10 +66,14 @@ def resolve(spec: str, *, revision: str | None = None, processor: str | None = N
         where = directory if processor is None else _directory_of(processor, None)[0]
         return Checkpoint(spec, directory, where, commit=commit)
     if not (directory / "adapter_model.safetensors").is_file():
-        raise DataError(f"{directory}: expected adapter_model.safetensors beside adapter_config.json, found none. Save it as safetensors.")
+        raise DataError(
+            f"{directory}: expected adapter_model.safetensors beside adapter_config.json, found none. Save it as safetensors."
+        )
     base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not isinstance(base, str):
-        raise DataError(f"{adapter_config}: expected base_model_name_or_path, found {base!r}. Name the base model there.")
+        raise DataError(
+            f"{adapter_config}: expected base_model_name_or_path, found {base!r}. Name the base model there."
+        )
     base_directory = _directory_of(_relative_base(directory, base), None)[0]
     has_processor = (directory / "tokenizer_config.json").is_file()
     where = directory if has_processor else base_directory
@@ -110,7 +114,9 @@ def load(
         checkpoint, trust_remote_code=trust_remote_code, chat_template=chat_template, system_prompt=system_prompt,
         score_end_token=score_end_token,
     )  # fmt: skip
-    model = load_model(checkpoint, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code)
+    model = load_model(
+        checkpoint, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code
+    )
     return Loaded(model, encoder, checkpoint, model.config.model_type)
 
 
@@ -129,9 +135,13 @@ def load_encoder(
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint.weights, trust_remote_code=trust_remote_code)
-        processor = AutoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code, backend="pil")
+        processor = AutoProcessor.from_pretrained(
+            checkpoint.processor, trust_remote_code=trust_remote_code, backend="pil"
+        )
     except (OSError, ValueError) as error:
-        raise DataError(f"{checkpoint.processor}: expected a model with its processor, found none usable ({_first_line(error)}).") from error
+        raise DataError(
+            f"{checkpoint.processor}: expected a model with its processor, found none usable ({_first_line(error)})."
+        ) from error
     if not hasattr(processor, "tokenizer"):
         raise DataError(
             f"{checkpoint.processor}: expected a processor with an image token (a multimodal model), found only "
@@ -172,7 +182,9 @@ def _directory_of(spec: str, revision: str | None) -> tuple[Path, str | None]:
     path = Path(spec).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise DataError(f"{spec}: expected a model directory with config.json, found none. Finish the stage that makes it.")
+            raise DataError(
+                f"{spec}: expected a model directory with config.json, found none. Finish the stage that makes it."
+            )
         return path, None
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
         raise DataError(f"{spec}: expected a model directory or a hub id (org/name), found neither. Check the path.")

@@ -18,7 +18,9 @@ def language_linears(model: Any) -> list[str]:
     inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear)}
     paths = [name for name, module in model.named_modules() if id(module) in inside]
     if not paths:
-        raise DataError(f"{type(model).__name__}: expected linear layers in its text decoder, found none. LoRA cannot be added.")
+        raise DataError(
+            f"{type(model).__name__}: expected linear layers in its text decoder, found none. LoRA cannot be added."
+        )
     return paths
 
 

@@ -24,7 +24,9 @@ def decode(image: EncodedImage) -> Image.Image:
         with Image.open(io.BytesIO(image.data)) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
-                raise DataError(f"{image.origin}: expected at most {MAX_PIXELS} pixels, found {width} x {height}. Reduce it.")
+                raise DataError(
+                    f"{image.origin}: expected at most {MAX_PIXELS} pixels, found {width} x {height}. Reduce it."
+                )
             return _to_rgb(picture)
     except DataError:
         raise

@@ -69,7 +69,9 @@ def suffix_answer_logits(
         input_ids_BS[index, : len(suffix)] = torch.tensor(suffix)
         mask_BT[index, : prefix.length + len(suffix)] = 1
     position_ids_BS = torch.arange(prefix.length, prefix.length + length).expand(len(run), -1)
-    rows = [(index, len(run[index]) - count + offset) for index, count in enumerate(num_answers) for offset in range(count)]
+    rows = [
+        (index, len(run[index]) - count + offset) for index, count in enumerate(num_answers) for offset in range(count)
+    ]
     batch_M, position_M = (torch.tensor(column) for column in zip(*rows, strict=True))
     kept_P, column_M = torch.unique(position_M, return_inverse=True)
     logits_BPV = model(

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 SPLITS = ("forget", "retain", "retain-seen", "all")
 # Which fingerprint fields an option names: what the user asks for by name must be equal, the rest may come from a cache.
-_NAMES = {"pool": "pool", "seed": "draw.seed", "num_references": "draw.num_references", "shared_references": "draw.policy", "store_logprobs": "storage"}
+_NAMES = {
+    "pool": "pool",
+    "seed": "draw.seed",
+    "num_references": "draw.num_references",
+    "shared_references": "draw.policy",
+    "store_logprobs": "storage",
+}
 PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the forget set."
 
 
@@ -30,16 +36,49 @@ PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the fo
 @click.option("--run", type=click.Path(path_type=Path), help="The run directory; stores the cache's key.")
 @source_options
 @model_options
-@click.option("--split", type=click.Choice(SPLITS), default="forget", show_default=True, help="Whose training questions get rows.")
-@click.option("--teacher", type=click.Choice(["reference", "self"]), default="reference", show_default=True, help="What the frozen model is shown.")
-@click.option("--pool", metavar="DIR|NAME", help="reference: a folder of irrelevant images, or patterns, noise, celebrities.")
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default="forget",
+    show_default=True,
+    help="Whose training questions get rows.",
+)
+@click.option(
+    "--teacher",
+    type=click.Choice(["reference", "self"]),
+    default="reference",
+    show_default=True,
+    help="What the frozen model is shown.",
+)
+@click.option(
+    "--pool", metavar="DIR|NAME", help="reference: a folder of irrelevant images, or patterns, noise, celebrities."
+)
 @click.option("--num-references", default=8, show_default=True, help="reference: images averaged an answer.")
 @click.option("--shared-references", is_flag=True, help="One set of references for every example.")
-@click.option("--top-k", type=int, help="Tokens kept a row (default 64; 0, scalars only, for `self` rows of forget people).")
-@click.option("--store-logprobs", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Storage of kept log-probabilities.")
-@click.option("--engine", type=click.Choice(["shared-prefix", "naive"]), default="shared-prefix", show_default=True, help="How rows are computed.")
+@click.option(
+    "--top-k", type=int, help="Tokens kept a row (default 64; 0, scalars only, for `self` rows of forget people)."
+)
+@click.option(
+    "--store-logprobs",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Storage of kept log-probabilities.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["shared-prefix", "naive"]),
+    default="shared-prefix",
+    show_default=True,
+    help="How rows are computed.",
+)
 @click.option("--token-budget", default=4096, show_default=True, help="shared-prefix: suffix tokens a batch.")
-@click.option("--key-entropy", default=1.0, show_default=True, help="Nats above which a token counts as a key token in the summary.")
+@click.option(
+    "--key-entropy",
+    default=1.0,
+    show_default=True,
+    help="Nats above which a token counts as a key token in the summary.",
+)
 @click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, and say how many.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw of references.")
 @click.option("--limit", type=int, help="Only so many examples (smoke runs).")
@@ -59,7 +98,9 @@ def command(ctx: click.Context, **options: Any) -> None:
             "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
         )
     options["top_k"] = _default_top_k(options)
-    artefact = None if options["run"] is None else options["run"] / "precompute" / f"{options['teacher']}-{options['split']}"
+    artefact = (
+        None if options["run"] is None else options["run"] / "precompute" / f"{options['teacher']}-{options['split']}"
+    )
     config = {
         "schema": "viker/precompute/1", "inputs": input_stamps(options["data"], options["model"]),
         "options": {**chosen_options(ctx, without=("run", "overwrite", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy")), "top_k": options["top_k"]},
@@ -70,13 +111,20 @@ def command(ctx: click.Context, **options: Any) -> None:
     started = time.time()
     from .teacher import find_or_compute
 
-    found = find_or_compute(options, named=_named_fields(named_options(ctx)), announce=lambda text: click.echo(text, err=True))
+    found = find_or_compute(
+        options, named=_named_fields(named_options(ctx)), announce=lambda text: click.echo(text, err=True)
+    )
     if found is None:
         return
     cache, facts = found
     if artefact is not None:
         begin(artefact, config)
-        finish(artefact, {"cache": {"key": cache.key, "root": cache.root_digest}, **facts}, started=started, device=facts["device"])
+        finish(
+            artefact,
+            {"cache": {"key": cache.key, "root": cache.root_digest}, **facts},
+            started=started,
+            device=facts["device"],
+        )
     _show(cache, facts, options, time.time() - started)
 
 
@@ -118,16 +166,27 @@ def wanted_examples(source: Any, split: str) -> list[Any]:
 def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any], seconds: float) -> None:
     from .run import summarise
 
-    summary = {"schema": "viker/precompute-summary/1", "key": cache.key, "path": str(cache.root), **facts, **summarise(cache, options["key_entropy"])}
+    summary = {
+        "schema": "viker/precompute-summary/1",
+        "key": cache.key,
+        "path": str(cache.root),
+        **facts,
+        **summarise(cache, options["key_entropy"]),
+    }
     if options["as_json"]:
         click.echo(json.dumps(summary, indent=2, sort_keys=True))
         return
-    click.echo(f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s -> {cache.root}")
+    click.echo(
+        f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s -> {cache.root}"
+    )
     click.echo(f"  {summary['rows']} rows of {summary['samples']} samples, {summary['bytes_per_row']} bytes a row, "
                f"kept mass 5/50/95 %: {summary['kept_mass_quantiles']}")  # fmt: skip
     click.echo(f"  {summary['key_tokens']} key and {summary['normal_tokens']} normal tokens; mean R(y) at key tokens "
                f"{summary['answer_probability_at_key_tokens']}, at normal {summary['answer_probability_at_normal_tokens']}")  # fmt: skip
     leak = summary["answer_probability_at_key_tokens"]
     if options["teacher"] == "reference" and leak is not None and leak > 0.3:
-        click.echo("  Warning: the references leak answers: the teacher says them under irrelevant images too. Name another --pool.", err=True)
+        click.echo(
+            "  Warning: the references leak answers: the teacher says them under irrelevant images too. Name another --pool.",
+            err=True,
+        )
     click.echo(f"  {PRIVACY}")

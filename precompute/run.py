@@ -19,9 +19,19 @@ from tqdm import tqdm
 from ..data.example import DataError, Example
 from ..models.encode import Encoder
 from ..models.interventions import Intervention, pixels_digest, require_images
-from .cache import Fingerprint, TeacherCache, fingerprint_key, make_fingerprint, person_digest, row_key, serving_caches, token_hash
+from .cache import (
+    Fingerprint,
+    TeacherCache,
+    fingerprint_key,
+    make_fingerprint,
+    person_digest,
+    row_key,
+    serving_caches,
+    token_hash,
+)
 from .engines.rows import Pending, Probabilities
 from .store import CacheBuilder, Sample
+from .summary import summarise as summarise  # re-exported: what a finished run says
 from .topk import rows_from_probabilities
 
 RowsOf = Callable[[Sequence[Pending]], Iterator[Probabilities]]
@@ -74,7 +84,9 @@ def make_request(
     works = []
     for example in examples:
         if not example.people:
-            raise DataError(f"{example.id}: expected an example about at least one person, found none. Name whom it is about.")
+            raise DataError(
+                f"{example.id}: expected an example about at least one person, found none. Name whom it is about."
+            )
         prompt_ids, answer_ids = encoder.ids(example)
         key = row_key(prompt_ids, answer_ids, pixels_digest(example, intervention.kind))
         works.append(Work(example, prompt_ids, answer_ids, key))
@@ -108,7 +120,9 @@ def start_builder(home: Path, request: Request, intervention: Intervention, buil
         for person in work.example.people
     }
     pool = () if intervention.pool is None else intervention.pool.images
-    return CacheBuilder(home, request.fingerprint, build, sorted(samples), [bytes.fromhex(image.sha256) for image in pool])
+    return CacheBuilder(
+        home, request.fingerprint, build, sorted(samples), [bytes.fromhex(image.sha256) for image in pool]
+    )
 
 
 def compute_blocks(
@@ -173,25 +187,3 @@ def _pending(work: Work, intervention: Intervention, encoder: Encoder) -> Pendin
 def first_pending(request: Request, intervention: Intervention, encoder: Encoder) -> Pending:
     """Return the work of the first example, for the engine's self-check."""
     return _pending(request.works[0], intervention, encoder)
-
-
-def summarise(cache: TeacherCache, key_entropy: float) -> dict[str, Any]:
-    """Return what a finished precompute says: size, kept mass, key and normal tokens, R(y) at key tokens."""
-    rows = cache.load()
-    num_bytes = sum(file.stat().st_size for file in cache.root.rglob("*") if file.is_file())
-    kept_mass_N = np.exp(rows.kept_logprobs_NK).sum(1)
-    is_key_N = rows.entropy_N > key_entropy
-    return {
-        "samples": cache.num_samples,
-        "rows": cache.num_rows,
-        "bytes_per_row": round(num_bytes / cache.num_rows, 1),
-        "kept_mass_quantiles": [round(float(value), 4) for value in np.quantile(kept_mass_N, (0.05, 0.5, 0.95))],
-        "key_tokens": int(is_key_N.sum()),
-        "normal_tokens": int((~is_key_N).sum()),
-        "answer_probability_at_key_tokens": _mean(np.exp(rows.answer_logprob_N[is_key_N])),
-        "answer_probability_at_normal_tokens": _mean(np.exp(rows.answer_logprob_N[~is_key_N])),
-    }
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return round(float(values.mean()), 4) if len(values) else None

@@ -37,7 +37,9 @@ def find_or_compute(
         checkpoint, trust_remote_code=options["trust_remote_code"], chat_template=options["chat_template"],
         system_prompt=options["system_prompt"], score_end_token=options["score_end_token"],
     )  # fmt: skip
-    source = open_source(options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"])
+    source = open_source(
+        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
+    )
     examples = _examples(source, options, announce)
     intervention = _intervention(options, source, examples)
     request = make_request(
@@ -46,7 +48,11 @@ def find_or_compute(
     )  # fmt: skip
     announce(f"precompute: key {request.key[:16]}, {len(request.works)} examples, {len(request.by_row_key)} distinct")
     existing = find_existing(cache_home(), request, named)
-    facts: dict[str, Any] = {"model_commit": checkpoint.commit, "data_commit": source.commit, "device": pick_device(options["device"])}
+    facts: dict[str, Any] = {
+        "model_commit": checkpoint.commit,
+        "data_commit": source.commit,
+        "device": pick_device(options["device"]),
+    }
     if existing is not None:
         exact = "found" if existing.key == request.key else "found one that serves"
         return existing, {**facts, "how": f"{exact}, nothing computed", "pairs": 0, "engine": None}
@@ -90,9 +96,13 @@ def _engine(
         return "naive", oracle
     shared = SharedPrefixEngine(model, encoder, token_budget=options["token_budget"])
     try:
-        variation = disagreement_with_naive(shared, model, first_pending(request, intervention, encoder), encoder.pad_id)
+        variation = disagreement_with_naive(
+            shared, model, first_pending(request, intervention, encoder), encoder.pad_id
+        )
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        announce(f"precompute: WARNING: the shared-prefix engine cannot run this model ({error}); using naive, which is slower.")
+        announce(
+            f"precompute: WARNING: the shared-prefix engine cannot run this model ({error}); using naive, which is slower."
+        )
         return "naive", oracle
     if variation > SELF_CHECK_VARIATION[options["dtype"]]:
         announce(f"precompute: WARNING: shared-prefix rows differ from naive ones by total variation {variation:.2g}; "

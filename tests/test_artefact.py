@@ -1,4 +1,4 @@
-"""Artefact directories: complete or started again, skipped or refused with every differing option, never overwritten."""
+"""Artefact directories: started again, skipped, or refused with every differing option; never someone else's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from viker.data.artefact import (
+    CHECKPOINT_CONFIG,
     ArtefactMismatch,
     begin,
     decide,
@@ -100,6 +101,33 @@ def test_a_folder_that_no_stage_wrote_is_left_alone(tmp_path, name):
     with pytest.raises(DataError, match="no viker stage wrote"):
         begin(directory, CONFIG)
     assert (directory / name).read_text() == "mine"
+
+
+@pytest.mark.xfail(strict=True, reason="begin() takes any folder with a config.json for one of ours, and empties it")
+def test_a_model_that_no_stage_wrote_is_left_alone(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "llava"})
+    (tmp_path / "model.safetensors").write_bytes(b"14 GB")
+    with pytest.raises(DataError, match="no viker stage wrote"):
+        begin(tmp_path, CONFIG, config_name=CHECKPOINT_CONFIG)
+
+
+def test_a_checkpoint_keeps_its_options_beside_the_models_own_config(tmp_path):
+    begin(tmp_path / "a", CONFIG, config_name=CHECKPOINT_CONFIG)
+    write_json(tmp_path / "a" / "config.json", {"model_type": "llava"})
+    finish(tmp_path / "a", {}, started=time.time())
+    assert decide(tmp_path / "a", CONFIG, overwrite=False, what="model") == "skip"
+    with pytest.raises(ArtefactMismatch, match=r"seed .* there 0 .* asked 1"):
+        decide(tmp_path / "a", {**CONFIG, "seed": 1}, overwrite=False, what="model")
+
+
+def test_options_and_inputs_are_compared_one_by_one(tmp_path):
+    config = {"schema": "s", "options": {"lr": 1e-4, "epochs": 1}, "inputs": {"data": "d1"}}
+    asked = {"schema": "s", "options": {"lr": 1e-3, "epochs": 1}, "inputs": {"data": "d2"}}
+    with pytest.raises(ArtefactMismatch) as error:
+        decide(make(tmp_path / "a", config), asked, overwrite=False, what="thing")
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["inputs: data", "lr"]
+    assert "epochs" not in str(error.value)
 
 
 def test_an_empty_folder_may_be_used(tmp_path):

@@ -27,7 +27,8 @@ from viker.models.tiny import IMAGE_SIZE, build_tiny_llava
 
 GOLDEN = Path(__file__).parent / "golden" / "encode_llava.json"
 GOLDEN_TEXTS = ["Where was this person born?", "The person was born in Lisbon and works as a baker."] * 4
-CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}{{ message['role'] }}:{% for part in message['content'] %}
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}{{ message['role'] }}:
+{%- for part in message['content'] %}
 {%- if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}
 {%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}
 {%- if add_generation_prompt %}assistant:{% endif %}"""

@@ -52,7 +52,7 @@ def two_pictures(example: Example, other: Example) -> Example:
 
 @pytest.fixture(scope="module")
 def references(mini_world):
-    pool = read_pool(sorted((mini_world / "pools").iterdir())[0])
+    pool = read_pool(min((mini_world / "pools").iterdir()))
     small = make_pool("small", pool.images[:6])
     return Intervention(kind="reference", pool=small, num_references=3, seed=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from viker.data.references import make_pool, read_pool
 from viker.models.identity import teacher_identity, weights_digest
 from viker.models.interventions import Intervention
 from viker.models.load import load_encoder, load_model, resolve
+from viker.models.lora import add_lora
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import entropy
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def pool(mini_world):
-    images = read_pool(sorted((mini_world / "pools").iterdir())[0]).images
+    images = read_pool(min((mini_world / "pools").iterdir())).images
     return make_pool("small", images[:5])
 
 
@@ -171,7 +173,7 @@ def test_other_weights_have_another_key(tiny_model_dir, ask, examples, reference
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model_dir, copy)
     weights = load_file(copy / "model.safetensors")
-    first = sorted(weights)[0]
+    first = min(weights)
     weights[first] = weights[first] + 1e-3
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert key_of_checkpoint(str(copy), examples, reference) != ask(examples).key
@@ -185,6 +187,15 @@ def test_shards_and_file_names_play_no_part_in_the_digest_of_weights(tiny_model_
     save_file(dict(weights[::2]), tmp_path / "part-b.safetensors")
     save_file(dict(weights[1::2]), tmp_path / "part-a.safetensors")
     assert weights_digest(resolve(str(tmp_path))) == weights_digest(resolve(str(tiny_model_dir)))
+
+
+def test_an_adapter_and_its_scale_are_part_of_the_weights(tiny, tiny_model_dir, trainable, tmp_path):
+    adapted = add_lora(trainable, rank=2, alpha=4, dropout=0.0, base=tiny_model_dir)
+    adapted.save_pretrained(tmp_path)
+    digests = {weights_digest(tiny.checkpoint), weights_digest(resolve(str(tmp_path)))}
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 8}))
+    assert len(digests | {weights_digest(resolve(str(tmp_path)))}) == 3
 
 
 def test_digests_are_remembered_and_a_place_that_cannot_remember_is_no_error(tiny, tmp_path, monkeypatch):

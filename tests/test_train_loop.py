@@ -218,6 +218,16 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(
     assert max(float(gradient.abs().max()) for gradient in seen_gradients[0].values()) > 0.01
 
 
+def test_the_retain_term_is_the_regulariser_on_other_people(adapted, tiny, forget, retain, seen_gradients):
+    retain_only = choose_method("recommended", lambda_=None, retain=2.0, ascent=False, regularizer=False)
+    options = {"learning_rate": 0.0, **ONE_STEP}
+    regularised = train(adapted, tiny, retain, REGULARISER, **options)[0]
+    retained = train(adapted, tiny, forget, retain_only, retain, **options)[0]
+    assert retained.loss == pytest.approx(2 * regularised.loss, rel=1e-4)
+    for index, gradient in seen_gradients[0].items():
+        torch.testing.assert_close(seen_gradients[1][index], 2 * gradient, atol=1e-4, rtol=1e-3)
+
+
 def test_the_loss_is_a_sum_over_tokens_divided_by_examples(adapted, tiny, forget):
     log = train(adapted, tiny, forget, METHODS["ga"], learning_rate=0.0, **ONE_STEP)[0]
     with torch.no_grad():

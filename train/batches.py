@@ -70,7 +70,9 @@ def stack_rows(items: Sequence[Item]) -> TeacherRows:
     rows = [item.rows for item in items]
     answer_ids = [token for item in items for token in item.answer_ids]
     return TeacherRows(
-        kept_ids_MK=torch.cat([torch.from_numpy(part.kept_ids_NK.astype("int64")) for part in rows if part is not None]),
+        kept_ids_MK=torch.cat(
+            [torch.from_numpy(part.kept_ids_NK.astype("int64")) for part in rows if part is not None]
+        ),
         kept_logprobs_MK=torch.cat([torch.from_numpy(part.kept_logprobs_NK) for part in rows if part is not None]),
         tail_logprob_M=torch.cat([torch.from_numpy(part.tail_logprob_N) for part in rows if part is not None]),
         answer_ids_M=torch.tensor(answer_ids),

@@ -12,11 +12,26 @@ from ..data.artefact import is_complete, read_json
 from ..data.example import DataError, Example
 from ..models.encode import Encoder
 from ..models.interventions import Kind
-from ..precompute.cache import CacheMismatch, RowsNotCovered, TeacherCache, cache_home, find, make_fingerprint, require_serves
+from ..precompute.cache import (
+    CacheMismatch,
+    RowsNotCovered,
+    TeacherCache,
+    cache_home,
+    find,
+    make_fingerprint,
+    require_serves,
+)
 from .batches import item_keys
 
+_DECIDED_BY_CACHE = (
+    "pool", "draw.policy", "draw.seed", "draw.num_references", "storage.ids", "storage.logprobs", "teacher_dtype",
+    "quantization", "objective.top_k", "rows",
+)  # fmt: skip
 
-def wanted_fingerprint(identity: Mapping[str, Any], encoder: Encoder, kind: Kind, keys: set[bytes], top_k: int) -> dict[str, Any]:
+
+def wanted_fingerprint(
+    identity: Mapping[str, Any], encoder: Encoder, kind: Kind, keys: set[bytes], top_k: int
+) -> dict[str, Any]:
     """Return what a student needs of a cache, without the fields a cache may decide (pool, draw, storage)."""
     intervention = {"intervention": {"kind": kind, "answers": "own"}}
     wanted = make_fingerprint(
@@ -58,12 +73,20 @@ def find_cache(
     keys = item_keys(encoder, examples, kind)
     wanted = wanted_fingerprint(identity, encoder, kind, keys, top_k)
     try:
-        cache = _named_cache(named, wanted, keys) or _run_cache(run_artefact, wanted, keys) or find(cache_home(), wanted, (), keys)
+        cache = (
+            _named_cache(named, wanted, keys)
+            or _run_cache(run_artefact, wanted, keys)
+            or find(cache_home(), wanted, (), keys)
+        )
     except (CacheMismatch, RowsNotCovered) as error:
         raise type(error)(f"{error}\nMake the rows with:\n  {command}") from error
-    for field, (theirs, _) in require_serves(cache, wanted, (), keys).reported.items():
-        if theirs is not None and field != "rows":
-            announce(f"train: {kind} rows: {field} = {theirs} (from the cache)")
+    taken = require_serves(cache, wanted, (), keys).reported
+    draw, pool = cache.fingerprint["draw"], cache.fingerprint["pool"]
+    source = (
+        f"; pool {pool[:8]}, {draw['num_references']} references {draw['policy']}, seed {draw['seed']}" if pool else ""
+    )
+    assert taken.keys() <= set(_DECIDED_BY_CACHE), f"unexpected difference {taken}"
+    announce(f"train: {kind} rows from {cache.root}{source}, teacher in {cache.fingerprint['teacher_dtype']}")
     return cache
 
 
@@ -83,7 +106,9 @@ def _path_of(name: str) -> Path:
         return Path(name)
     matches = sorted(path.parent for path in cache_home().glob(f"{name[:16]}*/manifest.json"))
     if len(matches) != 1:
-        raise DataError(f"--cache {name}: expected a cache directory or the beginning of one key in {cache_home()}, found {len(matches)} matches.")
+        raise DataError(
+            f"--cache {name}: expected a cache directory or the beginning of one key in {cache_home()}, found {len(matches)} matches."
+        )
     return matches[0]
 
 

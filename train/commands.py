@@ -28,16 +28,33 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), help="The run directory: where keys are stored and adapters go.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where the adapter goes (else RUN/adapters/METHOD-HASH8).")
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="The run directory: where keys are stored and adapters go."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where the adapter goes (else RUN/adapters/METHOD-HASH8)."
+)
 @source_options
 @model_options
-@click.option("--method", "methods", multiple=True, default=["recommended"], show_default=True, help=f"{', '.join(METHODS)} (repeatable).")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    default=["recommended"],
+    show_default=True,
+    help=f"{', '.join(METHODS)} (repeatable).",
+)
 @click.option("--lambda", "lambda_", type=float, help="Weight of the regulariser (default: the method's).")
 @click.option("--retain", type=float, help="Weight of the retain term (default: the method's).")
 @click.option("--regularizer/--no-regularizer", default=True, help="Ablation: leave out the KL term on forget rows.")
 @click.option("--ascent/--no-ascent", default=True, help="Ablation: leave out the ascent term.")
-@click.option("--teacher", type=click.Choice(["reference", "self"]), default="reference", show_default=True, help="Ablation w/o Vis: rows under the own image.")
+@click.option(
+    "--teacher",
+    type=click.Choice(["reference", "self"]),
+    default="reference",
+    show_default=True,
+    help="Ablation w/o Vis: rows under the own image.",
+)
 @click.option("--top-k", default=64, show_default=True, help="Kept tokens a row must have at least.")
 @click.option("--cache", "caches", multiple=True, metavar="PATH|KEY", help="Read this cache (repeatable).")
 @click.option("--num-train-epochs", default=1.0, show_default=True, help="Passes over the forget examples.")
@@ -53,8 +70,18 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
 @click.option("--bf16", is_flag=True, help="Load the model and compute in bfloat16.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--key-entropy", default=1.0, show_default=True, help="Nats above which a row is a key token's.")
-@click.option("--stop/--no-stop", default=True, show_default=True, help="Stop when key tokens are as unlikely as the teacher has them.")
-@click.option("--evaluate-every", default=0, show_default=True, help="Measure and keep a snapshot every so many steps (0: never).")
+@click.option(
+    "--stop/--no-stop",
+    default=True,
+    show_default=True,
+    help="Stop when key tokens are as unlikely as the teacher has them.",
+)
+@click.option(
+    "--evaluate-every",
+    default=0,
+    show_default=True,
+    help="Measure and keep a snapshot every so many steps (0: never).",
+)
 @click.option("--evaluate-people", default=12, show_default=True, help="Retain people a half measured at each point.")
 @click.option("--seed", default=0, show_default=True, help="Seed of order and LoRA weights.")
 @click.option("--limit", type=int, help="Only so many forget examples (smoke runs).")
@@ -78,7 +105,11 @@ def command(ctx: click.Context, **options: Any) -> None:
         raise click.UsageError("train: expected one --method with --output, found several. Use --run.")
     for name in options["methods"]:
         method = choose_method(
-            name, lambda_=options["lambda_"], retain=options["retain"], ascent=options["ascent"], regularizer=options["regularizer"]
+            name,
+            lambda_=options["lambda_"],
+            retain=options["retain"],
+            ascent=options["ascent"],
+            regularizer=options["regularizer"],
         )
         _train_one(ctx, options, method)
 
@@ -97,16 +128,23 @@ def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> N
     begin(output, config)
     from .unlearn import unlearn_method
 
-    facts = unlearn_method(options, method, output, make_measure=ctx.obj["measure"], announce=lambda text: click.echo(text, err=True))
+    facts = unlearn_method(
+        options, method, output, make_measure=ctx.obj["measure"], announce=lambda text: click.echo(text, err=True)
+    )
     finish(output, facts, started=started, device=facts["device"])
     stopped = "stopped at the teacher's level" if facts["stopped"] else "all steps"
-    click.echo(f"train: {method.name}: {facts['steps']} steps in {time.time() - started:.0f} s ({stopped}) -> {output}")
+    click.echo(
+        f"train: {method.name}: {facts['steps']} steps in {time.time() - started:.0f} s ({stopped}) -> {output}"
+    )
 
 
 def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
     """Return the options this method reads and its inputs: what names the adapter."""
     read = {name: options[name] for name in (*_OPTIMISATION, *_SOURCE, *_MODEL)}
-    read = {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value for name, value in read.items()}
+    read = {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in read.items()
+    }
     read |= {"method": method.name, "ascent": method.ascent, "lambda": method.lambda_, "retain": method.retain}
     if method.reads_forget_rows:
         read |= {"teacher": options["teacher"], "top_k": options["top_k"]}
@@ -141,7 +179,13 @@ def _without_floats(value: Any) -> Any:
 
 def _list_methods(as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"schema": "viker/methods/1", "methods": [method.describe() for method in METHODS.values()]}, indent=2))
+        click.echo(
+            json.dumps(
+                {"schema": "viker/methods/1", "methods": [method.describe() for method in METHODS.values()]}, indent=2
+            )
+        )
         return
     for method in METHODS.values():
-        click.echo(f"{method.name:14} {method.summary} ({method.fidelity}; {method.paper}); lambda {method.lambda_}, retain {method.retain}")
+        click.echo(
+            f"{method.name:14} {method.summary} ({method.fidelity}; {method.paper}); lambda {method.lambda_}, retain {method.retain}"
+        )

@@ -96,14 +96,18 @@ def unlearn(
     Raises:
         NonFiniteLoss: with the step and the examples.
     """
-    batch_size = optimisation.per_device_train_batch_size * optimisation.gradient_accumulation_steps * accelerator.num_processes
+    batch_size = (
+        optimisation.per_device_train_batch_size * optimisation.gradient_accumulation_steps * accelerator.num_processes
+    )
     total_steps = count_steps(len(forget), batch_size, optimisation.num_train_epochs)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total_steps, optimisation.warmup_ratio))
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = draw_batches(len(forget), batch_size, seed=optimisation.seed, purpose="forget")
-    retain_batches = draw_batches(len(retain), batch_size, seed=optimisation.seed, purpose="retain") if retain else None
+    retain_batches = (
+        draw_batches(len(retain), batch_size, seed=optimisation.seed, purpose="retain") if retain else None
+    )
     recent: deque[tuple[float, float]] = deque(maxlen=STOP_WINDOW)
     model.train()
     bar = tqdm(total=total_steps, desc=method.name, unit="step", disable=not accelerator.is_main_process)
@@ -113,7 +117,18 @@ def unlearn(
         chosen, kept = [forget[index] for index in drawn], [retain[index] for index in retain_drawn]
         terms = list(_run_step(model, encoder, chosen, kept, method, optimisation, accelerator))
         norm = float(accelerator.clip_grad_norm_(trainable, optimisation.max_grad_norm))
-        log = _log(step, epoch, terms, len(chosen), len(kept), norm, float(schedule.get_last_lr()[0]), key_entropy, method, accelerator)
+        log = _log(
+            step,
+            epoch,
+            terms,
+            len(chosen),
+            len(kept),
+            norm,
+            float(schedule.get_last_lr()[0]),
+            key_entropy,
+            method,
+            accelerator,
+        )
         if not math.isfinite(log.loss) or not math.isfinite(norm):
             raise NonFiniteLoss(
                 f"step {step}: expected a finite loss and gradient, found loss {log.loss} and norm {norm} on "
@@ -127,7 +142,11 @@ def unlearn(
         yield log
         if log.key_logprob is not None and log.key_teacher_logprob is not None:
             recent.append((log.key_logprob, log.key_teacher_logprob))
-        if stop_at_teacher and len(recent) == STOP_WINDOW and sum(ours for ours, _ in recent) <= sum(theirs for _, theirs in recent):
+        if (
+            stop_at_teacher
+            and len(recent) == STOP_WINDOW
+            and sum(ours for ours, _ in recent) <= sum(theirs for _, theirs in recent)
+        ):
             break
     bar.close()
     model.eval()
@@ -152,12 +171,17 @@ def _run_step(
     size = optimisation.per_device_train_batch_size
     mine = share_of(range(len(chosen)), accelerator.process_index, accelerator.num_processes)
     for start in range(0, len(mine), size):
-        terms = _forget_terms(model, encoder, [chosen[index] for index in mine[start : start + size]], method, optimisation.group_size)
-        accelerator.backward(terms.loss * scale / len(chosen))
+        terms = _forget_terms(
+            model, encoder, [chosen[index] for index in mine[start : start + size]], method, optimisation.group_size
+        )
+        if terms.loss.requires_grad:  # not where a retain term is all there is
+            accelerator.backward(terms.loss * scale / len(chosen))
         yield terms
     mine = share_of(range(len(kept)), accelerator.process_index, accelerator.num_processes)
     for start in range(0, len(mine), size):
-        terms = _retain_terms(model, encoder, [kept[index] for index in mine[start : start + size]], method, optimisation.group_size)
+        terms = _retain_terms(
+            model, encoder, [kept[index] for index in mine[start : start + size]], method, optimisation.group_size
+        )
         accelerator.backward(terms.loss * scale / len(kept))
         yield terms
 
@@ -168,7 +192,9 @@ def student_logits(model: Any, encoder: Encoder, items: Sequence[Item], group_si
     weights = next(model.parameters())
     if group_size > 1:
         packed = pack(rows, pad_id=encoder.pad_id, group_size=group_size)
-        return answer_logits(model, to_device(packed.inputs, weights.device, weights.dtype), packed.batch_M, packed.position_M)
+        return answer_logits(
+            model, to_device(packed.inputs, weights.device, weights.dtype), packed.batch_M, packed.position_M
+        )
     batch_M, position_M, _ = answer_rows(rows)
     inputs = to_device(collate(rows, pad_id=encoder.pad_id, side="right"), weights.device, weights.dtype)
     return answer_logits(model, inputs, batch_M, position_M)
@@ -211,7 +237,13 @@ def _log(
             continue
         is_key_M = part.rows.entropy_M > key_entropy
         ours_M, theirs_M = part.logprob_M.double(), part.rows.answer_logprob_M.double()
-        found = (is_key_M.sum(), ours_M[is_key_M].sum(), theirs_M[is_key_M].sum(), (~is_key_M).sum(), ours_M[~is_key_M].sum())
+        found = (
+            is_key_M.sum(),
+            ours_M[is_key_M].sum(),
+            theirs_M[is_key_M].sum(),
+            (~is_key_M).sum(),
+            ours_M[~is_key_M].sum(),
+        )
         sums[3:] += torch.stack([value.double().cpu() for value in found])
     total: list[float] = accelerator.reduce(sums.to(accelerator.device), reduction="sum").tolist()
     climb, divergence, retained = total[0] / num_forget, total[1] / num_forget, total[2] / max(1, num_retain)
@@ -229,9 +261,13 @@ def check_items(forget: Sequence[Item], retain: Sequence[Item], method: Method) 
     if not forget:
         raise DataError("expected examples of forget people to unlearn, found none. Check --forget and --ratio.")
     if method.reads_retain_rows and not retain:
-        raise DataError(f"method {method.name}: expected retain examples for its retain term, found none. Add some, or --retain 0.")
+        raise DataError(
+            f"method {method.name}: expected retain examples for its retain term, found none. Add some, or --retain 0."
+        )
     if method.reads_forget_rows and any(item.rows is None for item in forget):
-        raise DataError(f"method {method.name}: expected cached rows of every forget example, found some without. Run `viker precompute`.")
+        raise DataError(
+            f"method {method.name}: expected cached rows of every forget example, found some without. Run `viker precompute`."
+        )
 
 
 def as_line(log: StepLog) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def adaptive_ascent(student_logits_MV: Tensor, rows: TeacherRows) -> Tensor:
     return weight_M * answer_logprobs(student_logits_MV, rows.answer_ids_M)
 
 
-def gradient_weights(student_probs_MV: Tensor, teacher_probs_MV: Tensor, answer_ids_M: Tensor, lambda_: float) -> Tensor:
+def gradient_weights(
+    student_probs_MV: Tensor, teacher_probs_MV: Tensor, answer_ids_M: Tensor, lambda_: float
+) -> Tensor:
     """Return ViKeR's reweighting factors w, [M, V], with d loss / d logit_v = w_v (1[v = y] - q_v).
 
     w_y = 1 + lambda (q_y - R_y) / (1 - q_y) and w_v = 1 - lambda + lambda R_v / q_v elsewhere (derived from the loss;

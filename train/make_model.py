@@ -27,7 +27,9 @@ TINY = "tiny"
 def make_model(options: Mapping[str, Any], part: Any, output: Path) -> dict[str, Any]:
     """Teach one model and save it to `output`; return what provenance records."""
     torch.manual_seed(options["seed"])
-    source = open_source(options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"])
+    source = open_source(
+        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
+    )
     examples = list(source.training(part))[: options["limit"]]
     if not examples:
         raise DataError(f"{options['data']}: expected training questions, found none. Check the source and --forget.")
@@ -84,7 +86,11 @@ def _trainable(loaded: Loaded, options: Mapping[str, Any]) -> Any:
     """Return the model with the weights to train marked: LoRA, or all but a frozen vision tower."""
     if options["use_lora"]:
         return add_lora(
-            loaded.model, rank=options["lora_r"], alpha=options["lora_alpha"], dropout=0.0, base=loaded.checkpoint.weights
+            loaded.model,
+            rank=options["lora_r"],
+            alpha=options["lora_alpha"],
+            dropout=0.0,
+            base=loaded.checkpoint.weights,
         )
     for name, weight in loaded.model.named_parameters():
         weight.requires_grad = not (options["freeze_vision"] and "vision_tower" in name)

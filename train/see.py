@@ -37,10 +37,15 @@ def learn_to_see(loaded: Loaded, described: Sequence[Example], *, seed: int) -> 
     bar = tqdm(range(NUM_STEPS), desc="see", unit="step")
     for step in bar:
         chosen = torch.randint(0, len(pixels_BCHW), (BATCH_SIZE,), generator=generator)
-        seen_BPD = tower(augment(pixels_BCHW[chosen], seed, step), output_hidden_states=True).hidden_states[layer][:, 1:]
+        seen_BPD = tower(augment(pixels_BCHW[chosen], seed, step), output_hidden_states=True).hidden_states[layer][
+            :, 1:
+        ]
         logits_BPW = head(seen_BPD)
         target_BPW = labels_BW[chosen][:, None].expand_as(logits_BPW)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits_BPW, target_BPW, reduction="sum") / logits_BPW[..., 0].numel()
+        loss = (
+            nn.functional.binary_cross_entropy_with_logits(logits_BPW, target_BPW, reduction="sum")
+            / logits_BPW[..., 0].numel()
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -36,7 +36,9 @@ def unlearn_method(
 ) -> dict[str, Any]:
     """Train an adapter into `output` and return what provenance records."""
     set_seed(options["seed"])
-    source = open_source(options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"])
+    source = open_source(
+        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
+    )
     device = pick_device(options["device"])
     loaded = _load_student(options, device)
     identity = teacher_identity(loaded.checkpoint, loaded.encoder)
@@ -61,7 +63,11 @@ def unlearn_method(
             last = log
     assert last is not None, "a run has at least one step"
     _save(model, loaded, output, method)
-    planned = len(forget) * options["num_train_epochs"] / (options["per_device_train_batch_size"] * options["gradient_accumulation_steps"])
+    planned = (
+        len(forget)
+        * options["num_train_epochs"]
+        / (options["per_device_train_batch_size"] * options["gradient_accumulation_steps"])
+    )
     return {
         "device": device, "steps": last.step, "stopped": last.step < int(planned), "forget_examples": len(forget), "retain_examples": len(retain),
         "caches": {kind: {"key": cache.key, "root": cache.root_digest} for kind, cache in caches.items()},
@@ -80,7 +86,12 @@ def _load_student(options: Mapping[str, Any], device: str) -> Loaded:
 
 
 def _items(
-    options: Mapping[str, Any], method: Method, source: Source, loaded: Loaded, identity: Mapping[str, Any], announce: Announce
+    options: Mapping[str, Any],
+    method: Method,
+    source: Source,
+    loaded: Loaded,
+    identity: Mapping[str, Any],
+    announce: Announce,
 ) -> tuple[list[Item], list[Item], dict[str, Any]]:
     """Return forget items, retain items and the caches they were read from.
 
@@ -143,11 +154,15 @@ def _save(model: Any, loaded: Loaded, output: Path, method: Method) -> None:
 class _Trajectory:
     """Keeps a snapshot and a measured point every so many steps, beginning with the model as it was."""
 
-    def __init__(self, model: Any, loaded: Loaded, options: Mapping[str, Any], output: Path, make_measure: Callable[..., Any]) -> None:
+    def __init__(
+        self, model: Any, loaded: Loaded, options: Mapping[str, Any], output: Path, make_measure: Callable[..., Any]
+    ) -> None:
         self._model, self._encoder, self._output = model, loaded.encoder, output
         self._every: int = options["evaluate_every"]
         if self._every:
-            self._measure = make_measure(options["data"], options["ratio"], options["forget"], options["evaluate_people"])
+            self._measure = make_measure(
+                options["data"], options["ratio"], options["forget"], options["evaluate_people"]
+            )
             self._keep(0)
 
     def after_step(self, log: StepLog) -> None:

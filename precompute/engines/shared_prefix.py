@@ -65,12 +65,17 @@ class SharedPrefixEngine:
         if key not in self._prefixes:
             item, image = place
             self._prefixes[key] = compute_prefix(self._model, key[0], pending[item].shown[image])
-            while sum(prefix.num_bytes for prefix in self._prefixes.values()) > self._prefix_bytes and len(self._prefixes) > 1:
+            while (
+                sum(prefix.num_bytes for prefix in self._prefixes.values()) > self._prefix_bytes
+                and len(self._prefixes) > 1
+            ):
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(key)
         return self._prefixes[key]
 
-    def _batches(self, pending: Sequence[Pending], places: Sequence[_Place], prefix_length: int) -> Iterator[list[_Place]]:
+    def _batches(
+        self, pending: Sequence[Pending], places: Sequence[_Place], prefix_length: int
+    ) -> Iterator[list[_Place]]:
         """Cut the pairs behind one prefix into batches whose padded suffixes fit the token budget, longest first."""
 
         def suffix_length(place: _Place) -> int:

@@ -1,0 +1,34 @@
+"""Read what a finished run of the embedded benchmark knows about facts: recall by person, and the key-word AUROC."""
+
+from pathlib import Path
+
+from ..data.artefact import read_json
+from ..data.sidecar import read_sidecar
+from ..data.sources import open_source
+from ..models.load import load_encoder, resolve
+from ..precompute.cache import TeacherCache, cache_home
+from .keywords import key_word_auroc
+from .score import fact_recall_by_person, parse_answers
+
+Recall = dict[str, tuple[int, int]]
+
+
+def recall_of_evaluation(run: Path, name: str) -> dict[str, Recall]:
+    """Return for each split the (hits, facts) of every person, on image questions of the generation task."""
+    answers = parse_answers((run / "evaluations" / name / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    facts = read_sidecar(open_source(str(run / "data")).location / "sidecar.json")
+    shown = [answer for answer in answers if answer.task == "generation" and answer.modality == "image"]
+    splits = dict.fromkeys(answer.split for answer in shown)
+    return {
+        split: fact_recall_by_person([answer for answer in shown if answer.split == split], facts) for split in splits
+    }
+
+
+def key_word_auroc_of_run(run: Path) -> float:
+    """Return the word-level AUROC of row entropy over the forget people's training answers."""
+    stored = read_json(run / "precompute" / "reference-forget" / "provenance.json")["cache"]
+    source = open_source(str(run / "data"))
+    return key_word_auroc(
+        TeacherCache.open(cache_home() / stored["key"][:16]), load_encoder(resolve(str(run / "vanilla"))),
+        list(source.training("forget")), read_sidecar(source.location / "sidecar.json"), "reference",
+    )  # fmt: skip
