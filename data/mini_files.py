@@ -62,7 +62,13 @@ def make_mini(directory: Path, *, seed: int, num_people: int, ratio: int = 10, o
     _write_looks(directory / "looks", seed)
     _write_pools(directory / "pools", seed)
     write_json(directory / "sidecar.json", _sidecar(world))
-    pointer = {"schema": "viker/source/1", "source": ".", "revision": None, "ratio": ratio, "forget": []}
+    pointer: dict[str, Any] = {
+        "schema": "viker/source/1",
+        "source": ".",
+        "revision": None,
+        "ratio": ratio,
+        "forget": [],
+    }
     write_json(directory / "source.json", pointer)
     finish(directory, {"inputs": {}}, started=started)
     return True

@@ -85,7 +85,7 @@ _NOT_PROTOCOL = (
 @click.option("--dry-run", is_flag=True, help="Say what would be asked.")
 @config_option
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Say what was forgotten and what survived."""
     if options["data"] is None:
         raise click.UsageError("evaluate: expected --data, found none.")

@@ -5,7 +5,7 @@ in an evaluation's `scores.json` or a trajectory. Comparing honestly decides the
 and retain-only stand beside every adapter or the titles say that they are missing; held-out retain people are the
 headline and seen ones stand apart; methods with and without retain data are ranked apart; and a method is only ranked
 once it has forgotten as much as retain-only never knew, for one that forgets nothing would win every retain score.
-Reading the run is `report_run.py`'s work, ranks and matched forgetting `report_rank.py`'s, Markdown `report_page.py`'s.
+Reading the run is `report_run.py`'s work, ranks and matched forgetting `report_rank.py`'s, pages `report_page.py`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

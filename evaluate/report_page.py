@@ -60,7 +60,8 @@ def _headline(report: Report) -> list[str]:
     bar = headline["bar"]
     told = (
         f"Forgotten: forget fact recall (mean over people) at or below {bar:.1%}: retain-only's plus one standard "
-        "error, and at least one fact. Ranks are by held-out retain, among those who have forgotten, with and without retain data apart."
+        "error, and at least one fact. Ranks are by held-out retain, among those who have forgotten, with and without "
+        "retain data apart."
         if bar is not None
         else "No ranks: without retain-only and known facts nothing says when a person counts as forgotten, and a "
         "method that forgets nothing would win every retain score."

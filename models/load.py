@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from ..data.example import DataError
 from .encode import Encoder, find_context_length
@@ -166,6 +167,7 @@ def pick_device(asked: str | None) -> str:
 
 
 def _from_pretrained(checkpoint: Checkpoint, *, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+    logging.disable_progress_bar()  # a stage shows one bar, its own
     try:
         return AutoModelForImageTextToText.from_pretrained(
             checkpoint.weights, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True,

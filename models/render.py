@@ -1,4 +1,4 @@
-"""Render messages and an answer to the text a model was trained on.
+r"""Render messages and an answer to the text a model was trained on.
 
 Two renderings cover the field: `llava` is the template the papers train and ask LLaVA-1.5 with
 (`USER: <image>\n{question}\nASSISTANT: {answer}`, MLLMU-Bench data_process/data_preprocess.py), `chat` is the

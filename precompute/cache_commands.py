@@ -108,7 +108,7 @@ def find_path(name: str) -> Path:
     """
     from .cache import cache_home
 
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     is_key = re.fullmatch("[0-9a-f]{4,64}", name) is not None
     matches = (

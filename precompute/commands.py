@@ -5,13 +5,14 @@ model. A run directory gets a small artefact a teacher kind that stores the cach
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.artefact import begin, decide, finish
+from ..data.artefact import begin, decide, finish, read_json
 from ..data.example import DataError
 from ..data.halves import half_of
 from ..data.inputs import input_stamps
@@ -87,7 +88,7 @@ PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the fo
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @config_option
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Run the frozen teacher once and store its rows in a cache."""
     for name in ("data", "model"):
         if options[name] is None:
@@ -136,14 +137,10 @@ def _default_top_k(options: dict[str, Any]) -> int:
 
 def _is_there(artefact: Path, config: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run's stored key was made with these options and its cache still exists."""
-    from ..data.artefact import read_json
-
     if decide(artefact, config, overwrite=overwrite, what="precompute") == "run":
         return False
-    import os
-
     home = Path(os.environ.get("VIKER_CACHE_DIR") or "~/.cache/viker/caches").expanduser()
-    key = read_json(artefact / "provenance.json")["cache"]["key"]
+    key = str(read_json(artefact / "provenance.json")["cache"]["key"])
     return (home / key[:16] / "manifest.json").is_file()
 
 

@@ -61,11 +61,11 @@ class CacheError(ValueError):
     """A directory that is damaged, hostile or not a cache."""
 
 
-class CacheMismatch(CacheError):  # noqa: N818 - names the finding, like FileNotFound
+class CacheMismatch(CacheError):
     """A sound cache of something else: lists every differing field with both values."""
 
 
-class RowsNotCovered(CacheError):  # noqa: N818
+class RowsNotCovered(CacheError):
     """A cache of the right thing that lacks some of the rows asked for."""
 
 

@@ -5,7 +5,6 @@ mean is in the docstring of `cache.py`.
 """
 
 # N answer tokens, K kept, V vocabulary
-# ruff: noqa: N815 - shape suffixes
 
 import math
 from collections.abc import Mapping

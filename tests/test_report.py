@@ -42,13 +42,15 @@ def answers_of(model: str, known: Mapping[str, int]) -> list[Answer]:
                 says = word if place < known[split] else "nothing <at> all | really"
                 about = {"model": model, "split": split, "modality": "image", "person": person}
                 asked = f"What is the {kind} of {person}?"
+                options = (("A", word), ("B", "other"))
+                logprobs = (("A", -1.0, 1), ("B", -2.0, 1))
+                letter = "A" if place < known[split] else "B"
                 answers += [
-                    Answer(**about, task="generation", id=f"{split}/{person}/{kind}/g", question=asked,
-                           expected=f"It is {word}.", reply=f"It is {says}."),
-                    Answer(**about, task="cloze", id=f"{split}/{person}/{kind}/c", question=asked, expected=word, reply=says),
-                    Answer(**about, task="classification", id=f"{split}/{person}/{kind}/m", question=asked, expected="A",
-                           reply="A" if place < known[split] else "B", options=(("A", word), ("B", "other")),
-                           option_logprobs=(("A", -1.0, 1), ("B", -2.0, 1))),
+                    Answer(**about, task="generation", id=f"{asked}/g", question=asked, expected=f"It is {word}.",
+                           reply=f"It is {says}."),
+                    Answer(**about, task="cloze", id=f"{asked}/c", question=asked, expected=word, reply=says),
+                    Answer(**about, task="classification", id=f"{asked}/m", question=asked, expected="A", reply=letter,
+                           options=options, option_logprobs=logprobs),
                 ]  # fmt: skip
     return answers
 

@@ -34,7 +34,7 @@ def json_of(*arguments: Any) -> Any:
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory, mini_world: Path) -> Path:
     folder = next((mini_world / "pools").iterdir())
-    return sorted(folder.glob("*.png"))[0]
+    return min(folder.glob("*.png"))
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
 @click.option("--dry-run", is_flag=True, help="Say what would be trained.")
 @config_option
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Unlearn from cached rows, without the teacher."""
     if options["list_methods"]:
         _list_methods(options["as_json"])

@@ -50,7 +50,7 @@ def _training_options(function: Any) -> Any:
 @command.command()
 @_training_options
 @click.pass_context
-def base(ctx: click.Context, **_: Any) -> None:
+def base(ctx: click.Context, /, **_: Any) -> None:
     """Teach a base model: everybody of --data. `--model tiny` builds the embedded benchmark's from nothing."""
     _run(ctx, "base", "all")
 
@@ -58,7 +58,7 @@ def base(ctx: click.Context, **_: Any) -> None:
 @command.command()
 @_training_options
 @click.pass_context
-def vanilla(ctx: click.Context, **_: Any) -> None:
+def vanilla(ctx: click.Context, /, **_: Any) -> None:
     """Teach the model that unlearning starts from: everybody of --data."""
     _run(ctx, "vanilla", "all")
 
@@ -66,7 +66,7 @@ def vanilla(ctx: click.Context, **_: Any) -> None:
 @command.command(name="retain-only")
 @_training_options
 @click.pass_context
-def retain_only(ctx: click.Context, **_: Any) -> None:
+def retain_only(ctx: click.Context, /, **_: Any) -> None:
     """Teach the ideal: everybody of --data but the forget people, from the same start as vanilla."""
     _run(ctx, "retain-only", "retain")
 

@@ -28,7 +28,7 @@ from .methods import Method
 STOP_WINDOW = 4  # steps pooled by the stop rule: a single small batch may hold few key tokens
 
 
-class NonFiniteLoss(ValueError):  # noqa: N818 - names the finding
+class NonFiniteLoss(ValueError):
     """The loss became infinite or NaN: says at which step and on which examples."""
 
 
