@@ -111,8 +111,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def begin(directory: Path, config: Mapping[str, Any], *, config_name: str = CONFIG) -> None:
     """Start an artefact afresh: whatever an interrupted or replaced stage left there is removed."""
-    ours = any((directory / name).exists() for name in (CONFIG, CHECKPOINT_CONFIG))
-    if directory.exists() and any(directory.iterdir()) and not ours:
+    if directory.exists() and any(directory.iterdir()) and not _is_ours(directory):
         raise DataError(
             f"{directory}: expected an empty or new directory, found files that no viker stage wrote. Name another."
         )
@@ -120,6 +119,17 @@ def begin(directory: Path, config: Mapping[str, Any], *, config_name: str = CONF
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     write_json(directory / config_name, dict(config))
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether a stage made this directory: any model folder has a config.json, so its schema must be ours."""
+    if (directory / CHECKPOINT_CONFIG).is_file():
+        return True
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and str(config.get("schema", "")).startswith("viker/")
 
 
 def finish(directory: Path, provenance: Mapping[str, Any], *, started: float, device: str = "cpu") -> None:

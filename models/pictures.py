@@ -1,4 +1,4 @@
-"""Decode the encoded image bytes of an example to RGB, whatever mode they were stored in.
+"""Decode the encoded image bytes of an example to upright RGB, whatever mode they were stored in.
 
 Bytes come from strangers: pixels are capped before they are decoded, and a picture that cannot be read is an error
 that names the row and person it came from, never a blank.
@@ -7,7 +7,7 @@ that names the row and person it came from, never a blank.
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..data.example import DataError, EncodedImage
 
@@ -27,7 +27,7 @@ def decode(image: EncodedImage) -> Image.Image:
                 raise DataError(
                     f"{image.origin}: expected at most {MAX_PIXELS} pixels, found {width} x {height}. Reduce it."
                 )
-            return _to_rgb(picture)
+            return _to_rgb(ImageOps.exif_transpose(picture))
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes

@@ -63,6 +63,7 @@ from .identity import (
     Names,
     compare,
     fingerprint_key,
+    is_fingerprint,
     make_fingerprint,
     person_digest,
     row_key,
@@ -73,7 +74,6 @@ from .layout import (
     JSON_CAP,
     MANIFEST_CAP,
     SCHEMA,
-    STORAGE,
     ZARR,
     ArrayPlan,
     CacheError,
@@ -143,7 +143,7 @@ class TeacherCache:
         expect(
             digest == key and raw == canonical_json(fingerprint), root / "fingerprint.json", f"sha256 {key}", digest
         )
-        expect(_is_fingerprint(fingerprint), root / "fingerprint.json", FINGERPRINT_SCHEMA, fingerprint)
+        expect(is_fingerprint(fingerprint), root / "fingerprint.json", FINGERPRINT_SCHEMA, fingerprint)
         _, build = parse_json(root / "build.json", MANIFEST_CAP)
         expect(isinstance(build, dict), root / "build.json", "an object", type(build))
         plans = check_arrays(root, fingerprint, files)
@@ -340,17 +340,3 @@ def _refusal(
             f"Add them with `viker cache extend {cache.key[:16]}`."
         )
     return None
-
-
-def _is_fingerprint(value: Any) -> bool:
-    """Whether a parsed fingerprint.json has the fields that decide the layout, each of a sane type and size."""
-    try:
-        storage, top_k, vocab_size = value["storage"], value["objective"]["top_k"], value["vocab_size"]
-        num_references, pool = value["draw"]["num_references"], value["pool"]
-        numbers = all(type(number) is int for number in (top_k, vocab_size, num_references))
-        known = storage.keys() == STORAGE.keys() and all(storage[name] in STORAGE[name] for name in STORAGE)
-        fits = 0 <= top_k <= vocab_size < 2**32 and 0 <= num_references < 2**16
-        wide = vocab_size <= 65535 or storage["ids"] == "uint32"
-        return bool(numbers and known and fits and wide and (pool is None or isinstance(pool, str)))
-    except (KeyError, TypeError, AttributeError):
-        return False

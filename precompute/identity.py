@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..data.example import canonical_json
+from .layout import STORAGE
 
 FINGERPRINT_SCHEMA = "viker/fingerprint/1"
 
@@ -177,3 +178,17 @@ def _token_bytes(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> bytes:
     """Return ids as bytes that differ whenever the prompt or the answer differs."""
     lengths = struct.pack("<2Q", len(prompt_ids), len(answer_ids))
     return lengths + struct.pack(f"<{len(prompt_ids) + len(answer_ids)}q", *prompt_ids, *answer_ids)
+
+
+def is_fingerprint(value: Any) -> bool:
+    """Tell whether a parsed fingerprint.json has the fields that decide the layout, each of a sane type and size."""
+    try:
+        storage, top_k, vocab_size = value["storage"], value["objective"]["top_k"], value["vocab_size"]
+        num_references, pool = value["draw"]["num_references"], value["pool"]
+        numbers = all(type(number) is int for number in (top_k, vocab_size, num_references))
+        known = storage.keys() == STORAGE.keys() and all(storage[name] in STORAGE[name] for name in STORAGE)
+        fits = 0 <= top_k <= vocab_size < 2**32 and 0 <= num_references < 2**16
+        wide = vocab_size <= 65535 or storage["ids"] == "uint32"
+        return bool(numbers and known and fits and wide and (pool is None or isinstance(pool, str)))
+    except (KeyError, TypeError, AttributeError):
+        return False
