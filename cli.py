@@ -16,6 +16,7 @@ import click
 
 from . import __version__
 from .data.example import DataError
+from .data.options import parameter_name
 
 EXIT_FAILURE, EXIT_MISMATCH, EXIT_INTERRUPTED = 1, 3, 75
 
@@ -78,11 +79,9 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def as_default_map(preset: dict[str, Any]) -> dict[str, Any]:
-    """Return a preset as click's default map: option names with underscores, tables as commands."""
+    """Return a preset as click's default map: tables are commands, option names become parameter names."""
     return {
-        name.replace("-", "_") if not isinstance(value, dict) else name: as_default_map(value)
-        if isinstance(value, dict)
-        else value
+        name if isinstance(value, dict) else parameter_name(name): as_default_map(value) if isinstance(value, dict) else value
         for name, value in preset.items()
     }
 

@@ -1,6 +1,7 @@
 """Click options that several commands share, so that one name means one thing everywhere."""
 
 import json
+import keyword
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,12 @@ import click
 from .example import DataError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def parameter_name(option: str) -> str:
+    """Return the parameter name click gives an option: `top-k` is top_k, and the keyword lambda is lambda_."""
+    name = option.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -24,12 +31,14 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
         raise DataError(
             f"--config {path}: expected a TOML file or an artefact's config.json, found neither ({error})."
         ) from error
-    options = values.get("options", values)
-    known = {parameter.name for parameter in ctx.command.params}
-    ctx.default_map = {
-        **(ctx.default_map or {}),
-        **{name.replace("-", "_"): value for name, value in options.items() if name.replace("-", "_") in known},
+    options = {parameter_name(name): value for name, value in values.get("options", values).items()}
+    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+    chosen = {
+        name: [value] if parameters[name].multiple and isinstance(value, str) else value
+        for name, value in options.items()
+        if name in parameters and isinstance(parameters[name], click.Option)
     }
+    ctx.default_map = {**(ctx.default_map or {}), **chosen}
 
 
 def config_option(command: Command) -> Command:

@@ -20,7 +20,7 @@ TASKS = ("classification", "cloze", "generation")
 _NOT_PROTOCOL = (
     "run",
     "output",
-    "targets",
+    "target",
     "overwrite",
     "dry_run",
     "rescore",
@@ -38,7 +38,7 @@ _NOT_PROTOCOL = (
 )
 @click.option(
     "--target",
-    "targets",
+    "target",
     multiple=True,
     metavar="NAME",
     help="With --run: only these (vanilla, retain-only, an adapter's name).",
@@ -57,7 +57,7 @@ _NOT_PROTOCOL = (
 )
 @click.option(
     "--task",
-    "tasks",
+    "task",
     multiple=True,
     type=click.Choice(TASKS),
     default=TASKS,
@@ -124,10 +124,10 @@ def find_targets(options: dict[str, Any]) -> dict[str, tuple[str, Path]]:
         models["retain-only"] = str(run / "retain-only")
     adapters = sorted((run / "adapters").glob("*/")) if (run / "adapters").is_dir() else []
     models |= {path.name: str(path) for path in adapters if is_complete(path)}
-    unknown = sorted(set(options["targets"]) - set(models))
+    unknown = sorted(set(options["target"]) - set(models))
     if unknown:
         raise DataError(f"--target: expected some of {', '.join(models)}, found {', '.join(unknown)}.")
-    chosen = options["targets"] or tuple(models)
+    chosen = options["target"] or tuple(models)
     return {name: (models[name], run / "evaluations" / name) for name in chosen}
 
 
@@ -139,7 +139,7 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
     source = open_source(
         options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
     )
-    questions = collect_questions(source, options["tasks"], options["limit"], options["real"])
+    questions = collect_questions(source, options["task"], options["limit"], options["real"])
     for split, skipped in source.skipped().items():
         for reason, count in skipped.items():
             click.echo(f"evaluate: {split}: left out {count} {reason}", err=True)
@@ -147,7 +147,7 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
         style=options["style"],
         max_new_tokens=options["max_new_tokens"],
         batch_size=options["batch_size"],
-        tasks=tuple(options["tasks"]),
+        tasks=tuple(options["task"]),
     )
     for name, (spec, output, config) in waiting.items():
         started = time.time()

@@ -13,7 +13,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from ..data.sidecar import Sidecar, read_sidecar
-from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked
+from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
 from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
 from .score import Answer, parse_answers
 
@@ -54,7 +54,12 @@ def build_report(run: Run, published: Sequence[Mapping[str, Any]], ours: Sequenc
         "is_mini": run.source == "mini",
         "notices": _notices(run, models, ours),
         "models": models,
-        "headline": {"columns": columns, "bar": bar, "rows": ranked(headline, models, recalls, bar)},
+        "headline": {
+            "columns": columns,
+            "bar": bar,
+            "no_ranks": why_no_ranks(recalls, bar),
+            "rows": ranked(headline, models, recalls, bar),
+        },
         "seen_retain": {"columns": (seen := _seen_columns(columns)), "rows": _table(seen, names, scores)},
         "matched": matched_section(run, models, recalls, bar),
         "head_room": _head_room(scores, columns, recalls, _chance(answers, facts, task, modality)),
@@ -152,9 +157,26 @@ def _notices(run: Run, models: Iterable[Mapping[str, Any]], ours: Sequence[str])
         notices += (
             [f"The evaluation of `{name}` is older than {', '.join(stale)}: evaluate it again."] if stale else []
         )
+    notices += _unequal(run)
     if "data" not in run.stages:
         notices.append("The run has no complete `data` folder, so where its data comes from is not known here.")
     return notices + [f"Ours, not in the paper: {option}" for option in ours]
+
+
+def _unequal(run: Run) -> list[str]:
+    """Say where the evaluations were not asked the same, or not about everyone: both decide what may be compared."""
+    asked: dict[str, dict[str, Any]] = {}
+    for name, stage in run.under("evaluations").items():
+        for option, value in stage.options.items():
+            asked.setdefault(option, {})[name] = value
+    notices = [
+        f"The evaluations differ in `{option}`, so their numbers may not be compared: "
+        + ", ".join(f"{name} {value}" for name, value in values.items())
+        for option, values in asked.items()
+        if option != "model" and len({str(value) for value in values.values()}) > 1
+    ]
+    limits = {value for value in asked.get("limit", {}).values() if value is not None}
+    return notices + [f"Evaluations are limited to {limit} people a split." for limit in sorted(limits)]
 
 
 def _table(columns: Sequence[Mapping[str, str]], names: Iterable[str], scores: Scores) -> list[dict[str, Any]]:

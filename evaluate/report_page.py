@@ -62,9 +62,8 @@ def _headline(report: Report) -> list[str]:
         f"Forgotten: forget fact recall (mean over people) at or below {bar:.1%}: retain-only's plus one standard "
         "error, and at least one fact. Ranks are by held-out retain, among those who have forgotten, with and without "
         "retain data apart."
-        if bar is not None
-        else "No ranks: without retain-only and known facts nothing says when a person counts as forgotten, and a "
-        "method that forgets nothing would win every retain score."
+        if headline["no_ranks"] is None
+        else f"No ranks: {headline['no_ranks']}; a method that forgets nothing would win every retain score."
     )
     return [f"## Four numbers a method{_missing(report)}", "Percent.", _table(header, rows), told]
 

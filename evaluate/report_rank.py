@@ -45,6 +45,15 @@ def forgetting_bar(recalls: Recalls) -> float | None:
     return forgetting_threshold(recalls["retain-only"]["forget"]["by_person"])
 
 
+def why_no_ranks(recalls: Recalls, bar: float | None) -> str | None:
+    """Return why forgetting cannot be told from ignorance here, if it cannot."""
+    if bar is None:
+        return "without retain-only and known facts nothing says when a person counts as forgotten"
+    if "vanilla" in recalls and recalls["vanilla"]["forget"]["mean"] <= bar + _ROUNDING:
+        return "vanilla itself is at or below the bar, so there was nothing to forget"
+    return None
+
+
 def ranked(
     rows: Sequence[dict[str, Any]], models: Sequence[Mapping[str, Any]], recalls: Recalls, bar: float | None
 ) -> list[dict[str, Any]]:
@@ -57,7 +66,10 @@ def ranked(
         marked.append(
             {**row, "role": model["role"], "reads_retain_data": model["reads_retain_data"], "forgotten": forgotten}
         )
-    return _with_ranks(marked, lambda row: bool(row["forgotten"]), lambda row: _order(row["values"][2:]))
+    comparable = why_no_ranks(recalls, bar) is None
+    return _with_ranks(
+        marked, lambda row: comparable and bool(row["forgotten"]), lambda row: _order(row["values"][2:])
+    )
 
 
 def matched_section(
@@ -69,15 +81,17 @@ def matched_section(
     if bar is None or not trajectories:
         reason = _NO_BAR if trajectories else _NO_TRAJECTORY
         return {"bar": bar, "reason": reason, "rows": [], "without_trajectory": without, "caveats": []}
+    no_ranks = why_no_ranks(recalls, bar)
+    caveats = [*_caveats(run), *([f"No ranks: {no_ranks}."] if no_ranks else [])]
     rows = [_reference_row(name, recalls[name]) for name in ("vanilla", "retain-only") if name in recalls]
     rows += [
         _crossing_row(model, trajectories[model["name"]], bar) for model in models if model["name"] in trajectories
     ]
     rows = _with_ranks(
-        rows, lambda row: row["crosses"] is True,
+        rows, lambda row: no_ranks is None and row["crosses"] is True,
         lambda row: _order([row["retain_heldout_fact"], row["retain_heldout_rougeL"]]),
     )  # fmt: skip
-    return {"bar": bar, "reason": None, "rows": rows, "without_trajectory": without, "caveats": _caveats(run)}
+    return {"bar": bar, "reason": None, "rows": rows, "without_trajectory": without, "caveats": caveats}
 
 
 def _trajectories(run: Run) -> dict[str, list[dict[str, Any]]]:

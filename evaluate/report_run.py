@@ -36,6 +36,11 @@ class Stage:
         return options
 
     @property
+    def config_digest(self) -> str:
+        """Digest of everything it was made with."""
+        return hashlib.sha256(canonical_json(self.config)).hexdigest()
+
+    @property
     def caches(self) -> dict[str, dict[str, str]]:
         """Key and root digest of each teacher cache it made or read, by kind of rows."""
         found: dict[str, dict[str, str]] = dict(self.provenance.get("caches", {}))
@@ -46,9 +51,8 @@ class Stage:
     def describe(self) -> dict[str, Any]:
         """Return what identifies this stage and what it cost, as plain values."""
         names = ("finished", "code_version", "command", "libraries", "device", "wall_seconds", "peak_resident_bytes")
-        digest = hashlib.sha256(canonical_json(self.config)).hexdigest()
         facts = {name: self.provenance.get(name) for name in names}
-        return {"stage": self.name, "config_digest": digest, "caches": self.caches, **facts}
+        return {"stage": self.name, "config_digest": self.config_digest, "caches": self.caches, **facts}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +154,9 @@ def _places(path: Path) -> dict[str, Path]:
 
 
 def _stamp(stage: Stage) -> str:
-    """Return when a stage was finished; of an evaluation also what it scored, since it can be scored again."""
-    finished = str(stage.provenance.get("finished"))
+    """Return when and with what a stage was finished; of an evaluation also its scores, for it can be scored again."""
+    stamp = f"{stage.provenance.get('finished')} config {stage.config_digest[:16]}"
     scores = stage.path / "scores.json"
     if not scores.is_file():
-        return finished
-    return f"{finished} scores {hashlib.sha256(scores.read_bytes()).hexdigest()[:16]}"
+        return stamp
+    return f"{stamp} scores {hashlib.sha256(scores.read_bytes()).hexdigest()[:16]}"

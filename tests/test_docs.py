@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import re
 import runpy
 from pathlib import Path
@@ -71,6 +72,23 @@ def test_readme_python_runs(tmp_path, monkeypatch, mini_world):
         exec(compile(blocks[0], "README.md", "exec"), {"__name__": "readme"})
     assert "2 of 20 people are to be forgotten" in printed.getvalue()
     assert "rows of" in printed.getvalue()
+
+
+def test_readme_own_people_are_read(tmp_path):
+    from viker.data.portraits import encode_png, pattern_picture
+
+    lines, conversations = re.findall(r"^```json\n(.*?)^```$", read("README.md"), flags=re.MULTILINE | re.DOTALL)
+    picture = encode_png(pattern_picture(random.Random(0)))
+    for name, text in (("examples.jsonl", lines), ("people.json", conversations)):
+        folder = tmp_path / name.partition(".")[0]
+        for path in re.findall(r"\w+/\d\.jpg", text):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(picture)
+        (folder / name).write_text(text, encoding="utf-8")
+    source = viker.open_source(str(tmp_path / "examples"), forget=["ada"])
+    assert [len(list(source.read(split))) for split in ("forget", "test", "retain")] == [1, 1, 1]
+    (example,) = viker.open_source(str(tmp_path / "people")).training("all")
+    assert (example.question, example.answer) == ("Who is this?", "This is Ada.")
 
 
 def test_readme_first_screen():

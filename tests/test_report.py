@@ -67,12 +67,18 @@ def add_data(run: Path, source: str = "mini") -> None:
     add_artefact(run / "data", {"schema": "viker/data/1", "source": source}, {}, {"sidecar.json": json.dumps(sidecar)})
 
 
-def add_evaluation(run: Path, name: str, known: Mapping[str, int], *, with_facts: bool = True) -> None:
+def add_evaluation(
+    run: Path, name: str, known: Mapping[str, int], *, with_facts: bool = True, limit: int | None = None
+) -> None:
     answers = answers_of(name, known)
     facts = read_sidecar(run / "data" / "sidecar.json") if with_facts else None
     scores = scores_json(score_answers(answers, facts, 0))
     files = {"answers.jsonl": "".join(map(answer_line_and_break, answers)), "scores.json": json.dumps(scores)}
-    config = {"schema": "viker/evaluation/1", "inputs": {}, "options": {"style": "plain"}}
+    config = {
+        "schema": "viker/evaluation/1",
+        "inputs": {},
+        "options": {"style": "plain", "limit": limit, "model": name},
+    }
     add_artefact(run / "evaluations" / name, config, {}, files)
 
 
@@ -282,6 +288,22 @@ def test_head_room_is_judged_plainly(run: Path) -> None:
     add_evaluation(run, "retain-only", {**RETAIN_ONLY, "forget": 1})
     assert [check["ok"] for check in report_of(run)["head_room"]] == [True, False, False]
     assert "little head-room" in page_of(run)
+
+
+def test_a_vanilla_that_knew_nothing_ranks_nobody(run: Path) -> None:
+    add_evaluation(run, "vanilla", RETAIN_ONLY)
+    report = report_of(run)
+    assert "nothing to forget" in report["headline"]["no_ranks"]
+    assert all(row["rank"] is None for row in (*report["headline"]["rows"], *report["matched"]["rows"]))
+    assert any("nothing to forget" in caveat for caveat in report["matched"]["caveats"])
+
+
+def test_evaluations_that_were_not_asked_the_same_are_named(run: Path) -> None:
+    assert not any("may not be compared" in notice for notice in report_of(run)["notices"])
+    add_evaluation(run, "vanilla", VANILLA, limit=2)
+    notices = " ".join(report_of(run)["notices"])
+    assert "differ in `limit`" in notices
+    assert "limited to 2 people a split" in notices
 
 
 def test_without_facts_rouge_stands_in(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
 @model_options
 @click.option(
     "--method",
-    "methods",
+    "method",
     multiple=True,
     default=["recommended"],
     show_default=True,
@@ -56,7 +56,7 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
     help="Ablation w/o Vis: rows under the own image.",
 )
 @click.option("--top-k", default=64, show_default=True, help="Kept tokens a row must have at least.")
-@click.option("--cache", "caches", multiple=True, metavar="PATH|KEY", help="Read this cache (repeatable).")
+@click.option("--cache", "cache", multiple=True, metavar="PATH|KEY", help="Read this cache (repeatable).")
 @click.option("--num-train-epochs", default=1.0, show_default=True, help="Passes over the forget examples.")
 @click.option("--per-device-train-batch-size", default=2, show_default=True, help="Examples a forward pass.")
 @click.option("--gradient-accumulation-steps", default=1, show_default=True, help="Forward passes a step.")
@@ -101,9 +101,9 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             raise click.UsageError(f"train: expected --{name}, found none.")
     if options["run"] is None and options["output"] is None:
         raise click.UsageError("train: expected --run DIR or --output DIR, found neither.")
-    if options["output"] is not None and len(options["methods"]) > 1:
+    if options["output"] is not None and len(options["method"]) > 1:
         raise click.UsageError("train: expected one --method with --output, found several. Use --run.")
-    for name in options["methods"]:
+    for name in options["method"]:
         method = choose_method(
             name,
             lambda_=options["lambda_"],
@@ -145,7 +145,7 @@ def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in read.items()
     }
-    read |= {"method": method.name, "ascent": method.ascent, "lambda": method.lambda_, "retain": method.retain}
+    read |= {"method": method.name, "ascent": method.ascent != "none", "lambda": method.lambda_, "retain": method.retain}
     if method.reads_forget_rows:
         read |= {"teacher": options["teacher"], "top_k": options["top_k"]}
     inputs = input_stamps(options["data"], options["model"]) | _cache_stamps(options, method)
@@ -154,8 +154,8 @@ def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
 
 def _cache_stamps(options: dict[str, Any], method: Method) -> dict[str, str]:
     """Return which caches the adapter is made from, as far as that is known without opening any."""
-    if options["caches"]:
-        return {f"cache {index}": name for index, name in enumerate(options["caches"])}
+    if options["cache"]:
+        return {f"cache {index}": name for index, name in enumerate(options["cache"])}
     stamps = {}
     kinds = {f"{options['teacher']}-forget": method.reads_forget_rows, "self-retain-seen": method.reads_retain_rows}
     for name, is_read in kinds.items():

@@ -100,11 +100,11 @@ def _items(
     caches: dict[str, Any] = {}
     examples = list(source.training("forget"))[: options["limit"]]
     kind: Kind = options["teacher"]
-    if method.reads_forget_rows or options["caches"] or options["run"] is not None:
+    if method.reads_forget_rows or options["cache"] or options["run"] is not None:
         if kind == "reference":
             require_images(examples)
         caches["forget"] = find_cache(
-            examples, loaded.encoder, identity, kind, top_k=options["top_k"] if method.lambda_ else 0, named=options["caches"],
+            examples, loaded.encoder, identity, kind, top_k=options["top_k"] if method.lambda_ else 0, named=options["cache"],
             run_artefact=run_artefact(options["run"], f"{kind}-forget"), announce=announce,
             command=_precompute_command(options, kind, "forget"),
         )  # fmt: skip
@@ -113,7 +113,7 @@ def _items(
         return forget, [], caches
     kept = _seen(source)
     caches["retain"] = find_cache(
-        kept, loaded.encoder, identity, "self", top_k=options["top_k"], named=options["caches"], announce=announce,
+        kept, loaded.encoder, identity, "self", top_k=options["top_k"], named=options["cache"], announce=announce,
         run_artefact=run_artefact(options["run"], "self-retain-seen"), command=_precompute_command(options, "self", "retain-seen"),
     )  # fmt: skip
     return forget, read_items(loaded.encoder, kept, caches["retain"], "self"), caches
