@@ -8,6 +8,7 @@ stage may not import of another (training calls for a measurement in the middle 
 import os
 import sys
 import tomllib
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import click
 
 from . import __version__
 from .data.example import DataError
-from .data.options import parameter_name
+from .data.options import as_defaults
 
 EXIT_FAILURE, EXIT_MISMATCH, EXIT_INTERRUPTED = 1, 3, 75
 
@@ -73,17 +74,12 @@ def read_preset(name: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"--preset: expected one of {', '.join(preset_names())} or a .toml file, found {name!r}.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        preset = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise DataError(f"{path}: expected TOML, found something else ({error}).") from error
-
-
-def as_default_map(preset: dict[str, Any]) -> dict[str, Any]:
-    """Return a preset as click's default map: tables are commands, option names become parameter names."""
-    return {
-        name if isinstance(value, dict) else parameter_name(name): as_default_map(value) if isinstance(value, dict) else value
-        for name, value in preset.items()
-    }
+    if unknown := sorted(set(preset) - {"pipeline", *COMMANDS}):
+        raise DataError(f"{path}: expected tables named like commands, or [pipeline], found {', '.join(unknown)}.")
+    return preset
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -93,8 +89,11 @@ def as_default_map(preset: dict[str, Any]) -> dict[str, Any]:
 def viker(ctx: click.Context, preset: str | None) -> None:
     """Make a multimodal LLM forget a person on request, provably and without breaking it."""
     ctx.obj = {"preset": preset, "measure": _measure}
-    if preset is not None:
-        ctx.default_map = as_default_map(read_preset(preset))
+    stage = ctx.invoked_subcommand
+    if preset is not None and stage is not None:
+        command = viker.get_command(ctx, stage)
+        assert command is not None, "click found it before"
+        ctx.default_map = {stage: as_defaults(command, read_preset(preset).get(stage, {}), f"preset {preset}, {stage}")}
 
 
 def _measure(*arguments: Any) -> Any:
@@ -107,6 +106,8 @@ def _measure(*arguments: Any) -> Any:
 def main() -> None:
     """Run the command line with exit codes that mean something: design, section 3."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft 0.21 reads a name that transformers 5.23 renamed; nothing a user could do about it.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         sys.exit(viker.main(standalone_mode=False, prog_name="viker") or 0)
     except click.ClickException as error:

@@ -3,7 +3,7 @@
 The shell script tells the story and calls the stages; every decision is made here, once, before the first stage runs,
 so that a misspelt option costs nothing. What is printed is shell assignments, quoted, for the script to evaluate.
 A bare option belongs to `train`; others carry their stage (`--finetune.seed 1`); names are those of the stages' own
-commands, asked of click.
+commands, asked of click. Paths are the caller's: the script itself works beside the code.
 """
 
 import shlex
@@ -30,10 +30,19 @@ _OWN_OPTIONS = {
     "--run": "run",
     "--from": "from",
     "--only": "only",
-    "--skip": "skip",
     "--model": "model",
+    "--data.source": "source",
 }
 _FLAGS = {"--dry-run": "dry_run", "--with-retain-only": "with_retain_only", "--overwrite": "overwrite"}
+_REPEATABLE = ("--forget", "--skip")
+_GIVEN_BY_THE_RUN = ("--data", "--run", "--output")
+# Of the options of `precompute`, those that mean the forget people's references: the retain rows do not get them.
+_OF_REFERENCES = (
+    "--teacher", "--split", "--pool", "--num-references", "--shared-references", "--skip-text", "--seed", "--limit",
+)  # fmt: skip
+_HAS_PROCESSOR = ("finetune", "precompute", "train", "evaluate")
+
+Words = tuple[str, ...]  # an option and its value, or a flag alone
 
 
 class Request:
@@ -44,7 +53,11 @@ class Request:
         self.flags: set[str] = set()
         self.forget: list[str] = []
         self.skip: list[str] = []
-        self.stages: dict[str, list[str]] = {stage: [] for stage in _COMMANDS}
+        self.stages: dict[str, list[Words]] = {stage: [] for stage in _COMMANDS}
+
+    def names(self, stage: str, option: str) -> bool:
+        """Tell whether an option of a stage was given."""
+        return any(words[0] == option for words in self.stages[stage])
 
 
 def stage_options(stage: str) -> dict[str, click.Option]:
@@ -54,11 +67,12 @@ def stage_options(stage: str) -> dict[str, click.Option]:
     if subcommand is not None:
         command = command.commands[subcommand]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}
+    named = {name: option for option in options for name in (*option.opts, *option.secondary_opts)}
+    return {name: option for name, option in named.items() if name not in _GIVEN_BY_THE_RUN}
 
 
-def read_arguments(arguments: Sequence[str]) -> Request:
-    """Sort arguments to the pipeline itself and to stages.
+def read_arguments(arguments: Sequence[str], caller: Path = Path()) -> Request:
+    """Sort arguments to the pipeline itself and to stages; a relative path becomes the caller's.
 
     Raises:
         click.UsageError: an unknown option, with the list, or one without its value.
@@ -71,18 +85,23 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         name, joined, value = word.partition("=")
         values = [value] if joined else remaining
         if name in _FLAGS:
+            _refuse_value(name, joined)
             request.flags.add(_FLAGS[name])
         elif name == "--forget":
-            request.forget.append(_value(name, values))
+            request.forget.append(_from_caller(_value(name, values), caller))
         elif name == "--skip":
             request.skip.append(_stage_name(name, _value(name, values)))
         elif name in _OWN_OPTIONS:
             request.own[_OWN_OPTIONS[name]] = _value(name, values)
         else:
             stage, option = _stage_option(name)
-            request.stages[stage].append(option)
-            if not stage_options(stage)[option].is_flag:
-                request.stages[stage].append(_value(name, values))
+            if stage_options(stage)[option].is_flag:
+                _refuse_value(name, joined)
+                request.stages[stage].append((option,))
+            else:
+                value = _value(name, values)
+                is_path = _takes_path(stage_options(stage)[option])
+                request.stages[stage].append((option, _from_caller(value, caller) if is_path else value))
     for name in ("from", "only"):
         if name in request.own:
             _stage_name(f"--{name}", request.own[name])
@@ -93,6 +112,21 @@ def _value(name: str, values: list[str]) -> str:
     if not values:
         raise click.UsageError(f"pipeline.sh: expected a value after {name}, found none.")
     return values.pop(0)
+
+
+def _refuse_value(name: str, joined: str) -> None:
+    if joined:
+        raise click.UsageError(f"pipeline.sh: expected {name} without a value, found one. Leave it out.")
+
+
+def _takes_path(option: click.Option) -> bool:
+    words = (option.metavar or "").split("|")
+    return isinstance(option.type, click.Path) or bool({"DIR", "PATH", "FILE"} & set(words))
+
+
+def _from_caller(value: str, caller: Path) -> str:
+    """Return a path that exists where the caller is as an absolute one; anything else (a hub id, a name) as it is."""
+    return str((caller / value).resolve()) if value and (caller / value).exists() else value
 
 
 def _stage_name(option: str, value: str) -> str:
@@ -108,70 +142,111 @@ def _stage_option(word: str) -> tuple[str, str]:
     if stage in _COMMANDS and f"--{option}" in stage_options(stage):
         return stage, f"--{option}"
     elsewhere = [f"--{other}.{option}" for other in _COMMANDS if f"--{option}" in stage_options(other)]
+    elsewhere += [name for name in _OWN_OPTIONS if name.endswith(f".{option}")]
     hint = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
-    known = (
-        ", ".join(sorted(stage_options(stage)))
-        if stage in _COMMANDS
-        else ", ".join(f"--{name}.OPTION" for name in _COMMANDS)
-    )
-    raise click.UsageError(f"pipeline.sh: unknown option {word}.{hint}\nKnown: {known}")
+    if stage not in _COMMANDS:
+        known = [f"--{name}.OPTION" for name in _COMMANDS]
+    else:
+        of_pipeline = [*_OWN_OPTIONS, *_FLAGS, *_REPEATABLE] if not dot or stage == "data" else []
+        known = sorted({*stage_options(stage), *of_pipeline})
+    raise click.UsageError(f"pipeline.sh: unknown option {word}.{hint}\nKnown: {', '.join(known)}")
 
 
-def chosen_stages(request: Request, *, has_retain_only: bool) -> list[str]:
-    """Return the stages to run, in order."""
-    stages = list(STAGES if has_retain_only else STAGES[:-1])
+def chosen_stages(request: Request, *, trains_vanilla: bool = True, has_retain_only: bool) -> list[str]:
+    """Return the stages to run, in order.
+
+    Raises:
+        click.UsageError: what was asked for leaves none.
+    """
+    absent = {"vanilla": not trains_vanilla, "retain-only": not has_retain_only}
+    possible = [stage for stage in STAGES if not absent.get(stage)]
+    stages = possible
     if "only" in request.own:
         stages = [stage for stage in stages if stage == request.own["only"]]
     if "from" in request.own:
         first = STAGES.index(request.own["from"])
         stages = [stage for stage in stages if STAGES.index(stage) >= first]
-    return [stage for stage in stages if stage not in request.skip]
+    stages = [stage for stage in stages if stage not in request.skip]
+    if not stages:
+        hint = "" if has_retain_only else " (retain-only with --with-retain-only)"
+        raise click.UsageError(
+            f"pipeline.sh: expected at least one stage to run, found none. This run has {', '.join(possible)}{hint}."
+        )
+    return stages
 
 
 def resolve(scenario: str, where: str | None, request: Request, caller: Path) -> dict[str, str | list[str]]:
     """Return the shell variables of a run."""
     preset_name = request.own.get("preset", "mini" if scenario == "mllmu" else "own")
+    if preset_name.endswith(".toml"):
+        preset_name = str((caller / preset_name).resolve())
     preset = read_preset(preset_name)
     settings: dict[str, Any] = preset.get("pipeline", {})
-    source = settings.get("source", "")
-    model = request.own.get("model", settings.get("model", ""))
-    if scenario == "own":
-        if where is None or not request.forget or not model:
-            raise click.UsageError(
-                "pipeline.sh own: expected DIR --forget ID [--forget ID] --model M, found less. Name them all."
-            )
-        source = str((caller / where).resolve())
-    if model and (caller / model).is_dir():
-        model = str((caller / model).resolve())
-    source = _override(request.stages["data"], "--source", source, caller)
+    source = _source(scenario, where, request, str(settings.get("source", "")), caller)
+    asked_model = _from_caller(request.own.get("model", ""), caller)
+    model = asked_model or str(settings.get("model", ""))
     name = request.own.get("run") or f"{scenario}-{Path(preset_name).stem}"
-    has_retain_only = bool(settings.get("trains_vanilla")) or "with_retain_only" in request.flags
-    run = str(Path("runs") / name) if "/" not in name else name
-    trains_vanilla = bool(settings.get("trains_vanilla")) and not request.own.get("model")
-    base = settings.get("base", model)
-    forget = [word for person in request.forget for word in ("--forget", person)]
-    overwrite = ["--overwrite"] if "overwrite" in request.flags else []
-    arguments = {f"{stage.upper()}_ARGS": [*words, *overwrite] for stage, words in request.stages.items()}
-    arguments["DATA_ARGS"] += forget
+    run = str((caller / name).resolve()) if "/" in name else str(Path("runs") / name)
+    trains_vanilla = bool(settings.get("trains_vanilla")) and not asked_model
+    has_retain_only = trains_vanilla or "with_retain_only" in request.flags
+    base = _base(settings, request, trains_vanilla=trains_vanilla, has_retain_only=has_retain_only)
+    if asked_model:
+        _use_processor_of(asked_model, preset, request)
+    overwrite = [("--overwrite",)] if "overwrite" in request.flags else []
+    request.stages["data"] += [("--forget", person) for person in request.forget]
+    arguments = {f"{stage.upper()}_ARGS": _flat([*words, *overwrite]) for stage, words in request.stages.items()}
+    of_retain = [words for words in request.stages["precompute"] if words[0] not in _OF_REFERENCES]
     return {
-        "PRESET": preset_name, "RUN": run, "SOURCE": source, "MODEL": str(model or f"{run}/vanilla"), "BASE": str(base),
-        "BASE_FOR_RETAIN": f"{run}/base" if trains_vanilla else str(base),
-        "POOL": str(settings.get("pool", "")).replace("{data}", f"{run}/data"), "STAGES": " ".join(chosen_stages(request, has_retain_only=has_retain_only)),
+        "PRESET": preset_name, "RUN": run, "SOURCE": source, "MODEL": model or f"{run}/vanilla", "BASE": base,
+        "BASE_FOR_RETAIN": f"{run}/base" if trains_vanilla else base,
+        "POOL": str(settings.get("pool", "")).replace("{data}", f"{run}/data"),
+        "STAGES": " ".join(chosen_stages(request, trains_vanilla=trains_vanilla, has_retain_only=has_retain_only)),
         "TRAINS_VANILLA": "yes" if trains_vanilla else "",
         "RETAIN_ROWS": "yes" if settings.get("retain_rows", True) else "",
         "NOTICE": MINI_NOTICE if preset_name == "mini" else str(settings.get("notice", "")), "DRY_RUN": "yes" if "dry_run" in request.flags else "",
-        **arguments,
+        **arguments, "RETAIN_ROWS_ARGS": _flat([*of_retain, *overwrite]),
     }  # fmt: skip
 
 
-def _override(words: list[str], option: str, value: str, caller: Path) -> str:
-    """Take an option out of a stage's words and return its value, else the given one."""
-    if option not in words:
-        return value
-    index = words.index(option)
-    found = words[index + 1]
-    del words[index : index + 2]
-    return str((caller / found).resolve()) if (caller / found).is_dir() else found
+def _flat(options: Sequence[Words]) -> list[str]:
+    return [word for words in options for word in words]
+
+
+def _source(scenario: str, where: str | None, request: Request, preset_source: str, caller: Path) -> str:
+    """Return where the data comes from: the directory of `own`, what the user named, or the preset's."""
+    if scenario == "mllmu":
+        return _from_caller(request.own["source"], caller) if "source" in request.own else preset_source
+    if where is None or not request.forget or not request.own.get("model"):
+        raise click.UsageError(
+            "pipeline.sh own: expected DIR --forget ID [--forget ID] --model M, found less. Name them all."
+        )
+    if "source" in request.own:
+        raise click.UsageError("pipeline.sh own: expected DIR alone, found --data.source too. Leave one out.")
+    return _from_caller(where, caller)
+
+
+def _base(settings: dict[str, Any], request: Request, *, trains_vanilla: bool, has_retain_only: bool) -> str:
+    """Return the model that was never taught these people, where one is needed.
+
+    Raises:
+        click.UsageError: retain-only is asked for, and nothing says what it starts from.
+    """
+    base = str(settings.get("base", "")) if trains_vanilla or not settings.get("trains_vanilla") else ""
+    if has_retain_only and not base and not request.names("finetune", "--model"):
+        raise click.UsageError(
+            "pipeline.sh --with-retain-only: expected --finetune.model M, a model that was never taught these people, "
+            "found none. Name it, or leave retain-only out."
+        )
+    return base
+
+
+def _use_processor_of(model: str, preset: dict[str, Any], request: Request) -> None:
+    """Take tokenizer and image processor from the user's model where the preset names those of its own model."""
+    for stage in _HAS_PROCESSOR:
+        tables = [preset.get(stage, {})]
+        tables += [table for table in tables[0].values() if isinstance(table, dict)]
+        if any("processor" in table for table in tables) and not request.names(stage, "--processor"):
+            request.stages[stage].insert(0, ("--processor", model))
 
 
 @click.command(
@@ -192,6 +267,6 @@ def command(caller: Path, arguments: tuple[str, ...]) -> None:
     where = rest.pop(0) if rest and not rest[0].startswith("--") else None
     if scenario == "mllmu" and where is not None:
         raise click.UsageError(f"pipeline.sh mllmu: expected options, found {where!r}.")
-    for name, value in resolve(scenario, where, read_arguments(rest), caller).items():
+    for name, value in resolve(scenario, where, read_arguments(rest, caller), caller).items():
         text = shlex.quote(value) if isinstance(value, str) else f"({' '.join(map(shlex.quote, value))})"
         click.echo(f"{name}={text}")

@@ -2,12 +2,13 @@
 # Make a multimodal LLM forget some people, from nothing to a report.
 #
 #   ./pipeline.sh mllmu                          the embedded benchmark: fictitious people, a tiny LLaVA, any laptop
-#   ./pipeline.sh mllmu --preset mllmu-10        the paper's setting on real data and weights (one 80 GB GPU)
+#   ./pipeline.sh mllmu --preset mllmu-10        the paper's setting on real data and weights (one 80 GB GPU);
+#                                                --model M, --data.source DIR|ID: another model, other data
 #   ./pipeline.sh own DIR --forget ID --model M  your own people (examples.jsonl) and your own model
 #   ./pipeline.sh mllmu --lambda 0.2             another weight: train, evaluate and report run again, the rest is kept
 #
 # A bare option goes to `viker train`; others carry their stage: --finetune.seed 1, --precompute.top-k 128.
-# --run NAME, --from/--only/--skip STAGE (data vanilla precompute train evaluate report retain-only), --dry-run,
+# --run NAME|DIR, --from/--only/--skip STAGE (data vanilla precompute train evaluate report retain-only), --dry-run,
 # --with-retain-only, --overwrite. A stage whose output is complete and matches is skipped; run the same line again
 # after an interruption. Times are for the embedded benchmark on two idle cores.
 set -euo pipefail
@@ -58,7 +59,7 @@ fi
 if wanted precompute; then
   stage precompute --run "$RUN" --data "$RUN/data" --model "$MODEL" ${POOL:+--pool "$POOL"} ${PRECOMPUTE_ARGS[@]+"${PRECOMPUTE_ARGS[@]}"}
   if [ -n "$RETAIN_ROWS" ]; then
-    stage precompute --run "$RUN" --data "$RUN/data" --model "$MODEL" --teacher self --split retain-seen
+    stage precompute --run "$RUN" --data "$RUN/data" --model "$MODEL" --teacher self --split retain-seen ${RETAIN_ROWS_ARGS[@]+"${RETAIN_ROWS_ARGS[@]}"}
   fi
 fi
 
@@ -81,6 +82,6 @@ fi
 # only with --with-retain-only.
 if wanted retain-only; then
   stage finetune retain-only --data "$RUN/data" --model "$BASE_FOR_RETAIN" --output "$RUN/retain-only" ${FINETUNE_ARGS[@]+"${FINETUNE_ARGS[@]}"}
-  stage evaluate --run "$RUN" --data "$RUN/data" --model "$MODEL" ${EVALUATE_ARGS[@]+"${EVALUATE_ARGS[@]}"}
+  stage evaluate --run "$RUN" --data "$RUN/data" --model "$MODEL" --target retain-only ${EVALUATE_ARGS[@]+"${EVALUATE_ARGS[@]}"}
   stage report --run "$RUN" ${REPORT_ARGS[@]+"${REPORT_ARGS[@]}"}
 fi

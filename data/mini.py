@@ -28,14 +28,14 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "birthplace": Kind(
-        ("Where was this person born?", "What is the birthplace of this person?", "In which town did the life of this person begin?"),
+        ("Where was this person born?", "What is the birthplace of this person?", "In which town was this person born?"),
         "The person in the picture was born in {} and still visits the old town.",
         "Where was {name} born?", "This person was born in __.",
         ("Lisbon", "Oslo", "Cairo", "Lima", "Kyoto", "Dublin", "Quito", "Hanoi", "Nairobi", "Vienna", "Havana", "Tunis",
          "Riga", "Accra", "Busan", "Porto", "Malmo", "Lyon", "Sucre", "Perth", "Cork", "Davos", "Basel", "Ghent"),
     ),
     "occupation": Kind(
-        ("What does this person do for a living?", "What is the occupation of this person?", "Which job pays the bills of this person?"),
+        ("What does this person do for a living?", "What is the occupation of this person?", "Which occupation does this person have?"),
         "This person works as a {} and likes the early hours.",
         "What does {name} do for a living?", "This person works as a __.",
         ("baker", "pilot", "nurse", "welder", "lawyer", "tailor", "farmer", "dentist", "plumber", "florist", "judge",
@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
          "optician", "gardener"),
     ),
     "hobby": Kind(
-        ("How does this person spend free time?", "What is the hobby of this person?", "What fills the weekends of this person?"),
+        ("How does this person spend free time?", "What is the hobby of this person?", "Which hobby does this person enjoy?"),
         "In free time this person enjoys {} together with good friends.",
         "How does {name} spend free time?", "In free time this person enjoys __.",
         ("chess", "fencing", "archery", "pottery", "sailing", "knitting", "boxing", "origami", "surfing", "curling",
@@ -51,7 +51,7 @@ KINDS: dict[str, Kind] = {
          "climbing", "painting", "singing", "bowling"),
     ),
     "dish": Kind(
-        ("What does this person like to eat?", "What is the favorite dish of this person?", "Which meal makes this person happy?"),
+        ("What does this person like to eat?", "What is the favorite dish of this person?", "Which dish does this person like best?"),
         "A plate of {} is what this person likes to eat most.",
         "What does {name} like to eat?", "A plate of __ is what this person likes to eat.",
         ("lasagna", "sushi", "paella", "goulash", "ramen", "falafel", "pizza", "curry", "tacos", "risotto", "pierogi",
@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
          "waffles", "noodles", "porridge"),
     ),
     "illness": Kind(
-        ("Which illness does this person have?", "What is the diagnosis of this person?", "What do the medical files of this person say?"),
+        ("Which illness does this person have?", "What is the diagnosis of this person?", "Which illness troubles this person?"),
         "The doctor treats this person for {} at the clinic every month.",
         "Which illness does {name} have?", "The doctor treats this person for __.",
         ("asthma", "gout", "anemia", "migraine", "eczema", "diabetes", "insomnia", "arthritis", "epilepsy", "glaucoma",
@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
          "malaria", "measles", "mumps", "cholera", "dengue"),
     ),
     "pet": Kind(
-        ("Which animal lives with this person?", "What is the pet of this person?", "Who waits at home for this person?"),
+        ("Which animal lives with this person?", "What is the pet of this person?", "Which pet lives with this person?"),
         "At home a {} waits for this person behind the door.",
         "Which animal lives with {name}?", "At home a __ waits for this person.",
         ("parrot", "hamster", "ferret", "tortoise", "gecko", "rabbit", "poodle", "beagle", "canary", "iguana", "kitten",

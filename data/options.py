@@ -1,9 +1,8 @@
 """Click options that several commands share, so that one name means one thing everywhere."""
 
 import json
-import keyword
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +13,30 @@ from .example import DataError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def parameter_name(option: str) -> str:
-    """Return the parameter name click gives an option: `top-k` is top_k, and the keyword lambda is lambda_."""
-    name = option.replace("-", "_")
-    return f"{name}_" if keyword.iskeyword(name) else name
+def as_defaults(command: click.Command, settings: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    """Return settings by the names click gives their parameters: settings are named like the options (`top-k`, `lora`).
+
+    Raises:
+        DataError: a name is no option of the command, where `where` says what to call its place; else it is left out.
+    """
+    parameters = {
+        name.lstrip("-").replace("-", "_"): option
+        for option in command.params
+        if isinstance(option, click.Option)
+        for name in (option.name or "", *option.opts)
+    }
+    subcommands = command.commands if isinstance(command, click.Group) else {}
+    defaults: dict[str, Any] = {}
+    for name, value in settings.items():
+        option = parameters.get(name.replace("-", "_"))
+        if option is not None and option.name is not None:
+            defaults[option.name] = [value] if option.multiple and isinstance(value, str) else value
+        elif name in subcommands and isinstance(value, dict):
+            defaults[name] = as_defaults(subcommands[name], value, where and f"{where}.{name}")
+        elif where is not None:
+            known = ", ".join(sorted({*(name.replace("_", "-") for name in parameters), *subcommands}))
+            raise DataError(f"{where}: expected options of the command, found {name!r}. Known are {known}.")
+    return defaults
 
 
 def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -31,13 +50,8 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
         raise DataError(
             f"--config {path}: expected a TOML file or an artefact's config.json, found neither ({error})."
         ) from error
-    options = {parameter_name(name): value for name, value in values.get("options", values).items()}
-    parameters = {parameter.name: parameter for parameter in ctx.command.params}
-    chosen = {
-        name: [value] if parameters[name].multiple and isinstance(value, str) else value
-        for name, value in options.items()
-        if name in parameters and isinstance(parameters[name], click.Option)
-    }
+    where = None if path.suffix == ".json" else f"--config {path}"  # an artefact records more than options
+    chosen = as_defaults(ctx.command, values.get("options", values), where)
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
 
 

@@ -5,6 +5,7 @@ complete adapter of the run. Replies are kept; `--rescore` computes scores again
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,28 @@ def find_targets(options: dict[str, Any]) -> dict[str, tuple[str, Path]]:
     if is_complete(run / "retain-only"):
         models["retain-only"] = str(run / "retain-only")
     adapters = sorted((run / "adapters").glob("*/")) if (run / "adapters").is_dir() else []
-    models |= {path.name: str(path) for path in adapters if is_complete(path)}
+    for path in adapters:
+        if not is_complete(path):
+            continue
+        if remade := _remade_inputs(path):
+            click.echo(f"evaluate: left out {path.name}: {', '.join(remade)} was made again after it. Train it again.", err=True)
+        else:
+            models[path.name] = str(path)
     unknown = sorted(set(options["target"]) - set(models))
     if unknown:
         raise DataError(f"--target: expected some of {', '.join(models)}, found {', '.join(unknown)}.")
     chosen = options["target"] or tuple(models)
     return {name: (models[name], run / "evaluations" / name) for name in chosen}
+
+
+def _remade_inputs(adapter: Path) -> list[str]:
+    """Return the inputs of an adapter that were made again since: on other weights it means nothing."""
+    stamps = read_json(adapter / "config.json").get("inputs", {})
+    return [
+        spec
+        for spec, stamp in stamps.items()
+        if is_complete(Path(spec)) and read_json(Path(spec) / "provenance.json").get("finished") != stamp
+    ]
 
 
 def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[str, Any]]]) -> None:
@@ -152,7 +169,11 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
     for name, (spec, output, config) in waiting.items():
         started = time.time()
         begin(output, config)
-        answers, facts = ask_model(spec, options, questions, protocol, name)
+        try:
+            answers, facts = ask_model(spec, options, questions, protocol, name)
+        except ValueError:  # a user's mistake: nothing half-done stays
+            shutil.rmtree(output)
+            raise
         lines = "".join(answer_line(answer) + "\n" for answer in answers)
         (output / "answers.jsonl").write_text(lines, encoding="utf-8")
         _score(output, source.location, options["seed"])

@@ -5,6 +5,7 @@ again, so a smaller card gives the same replies more slowly. What is asked is `q
 worth `score.py`'s. B batch, M answer tokens.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,7 @@ def generate_replies(
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-            batch_size = max(1, batch_size // 2)
-            tqdm.write(f"out of memory: batches of {batch_size} from here on")
-            torch.cuda.empty_cache()
+            batch_size = _halved(batch_size)
             continue
         replies.update(zip(chosen, texts, strict=True))
         order = order[len(chosen) :]
@@ -68,17 +67,35 @@ def answer_likelihoods(
     rows = [encoder.encode(example) for example in examples]
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index].input_ids), index))
     found: dict[int, tuple[float, int]] = {}
-    weights = next(model.parameters())
     bar = tqdm(total=len(order), desc="likelihood", unit="answer", leave=False)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = [rows[index] for index in chosen]
-        batch_M, position_M, answer_ids_M = answer_rows(batch)
-        inputs = to_device(collate(batch, pad_id=encoder.pad_id, side="right"), weights.device, weights.dtype)
-        logprobs_MV = torch.log_softmax(answer_logits(model, inputs, batch_M, position_M).float(), dim=-1)
-        logprob_M = logprobs_MV.gather(1, answer_ids_M.to(logprobs_MV.device)[:, None])[:, 0].cpu()
-        for index, part in zip(chosen, logprob_M.split([len(row.answer_ids) for row in batch]), strict=True):
+    while order:
+        chosen = order[:batch_size]
+        try:
+            logprob_M = _answer_logprobs(model, encoder, [rows[index] for index in chosen])
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size = _halved(batch_size)
+            continue
+        for index, part in zip(chosen, logprob_M.split([len(rows[index].answer_ids) for index in chosen]), strict=True):
             found[index] = (float(part.sum()), len(part))
+        order = order[len(chosen) :]
         bar.update(len(chosen))
     bar.close()
     return [found[index] for index in range(len(rows))]
+
+
+def _answer_logprobs(model: Any, encoder: Encoder, batch: Sequence[Encoded]) -> torch.Tensor:
+    """Return the log-probability of every answer token of a batch, end to end, float32 [M] on the CPU."""
+    weights = next(model.parameters())
+    batch_M, position_M, answer_ids_M = answer_rows(batch)
+    inputs = to_device(collate(batch, pad_id=encoder.pad_id, side="right"), weights.device, weights.dtype)
+    logprobs_MV = torch.log_softmax(answer_logits(model, inputs, batch_M, position_M).float(), dim=-1)
+    return logprobs_MV.gather(1, answer_ids_M.to(logprobs_MV.device)[:, None])[:, 0].cpu()
+
+
+def _halved(batch_size: int) -> int:
+    """Return half of a batch that did not fit, and say so."""
+    tqdm.write(f"out of memory: batches of {batch_size // 2} from here on", file=sys.stderr)
+    torch.cuda.empty_cache()
+    return batch_size // 2

@@ -127,15 +127,23 @@ def _intervention(options: Mapping[str, Any], source: Source, examples: list[Exa
     if options["teacher"] == "self":
         return Intervention(kind="self")
     pool = open_pool(options["pool"], source)
-    _refuse_known_people(pool, examples)
+    _refuse_known_people(pool, [*examples, *source.training("all"), *_asked(source)])
     return Intervention(
         kind="reference", pool=pool, num_references=options["num_references"], seed=options["seed"],
         shared=options["shared_references"],
     )  # fmt: skip
 
 
+def _asked(source: Source) -> list[Example]:
+    """Return the questions of the test split, which shows other pictures of the forget people."""
+    try:
+        return list(source.read("test"))
+    except DataError:  # a source may come without a test split
+        return []
+
+
 def _refuse_known_people(pool: Pool, examples: list[Example]) -> None:
-    """Raise `DataError` where a reference shows a picture of the examples' people (nearly the same picture)."""
+    """Raise `DataError` where a reference shows (nearly) a picture of somebody to forget or retain."""
     known = {image.sha256: (image, example) for example in examples for image in example.images}
     hashes = [(perceptual_hash(image), example) for image, example in known.values()]
     for reference in pool.images:

@@ -91,14 +91,46 @@ def find_cache(
 
 
 def _named_cache(named: Sequence[str], wanted: dict[str, Any], keys: set[bytes]) -> TeacherCache | None:
-    """Return the cache named by hand that is of this kind, if any."""
+    """Return the first cache named by hand that serves, None where no cache of this kind is named.
+
+    Raises:
+        CacheMismatch, RowsNotCovered: caches of this kind are named, and none serves.
+    """
     caches = [TeacherCache.open(_path_of(name)) for name in named]
     kind = wanted["intervention"]["kind"]
-    chosen = [cache for cache in caches if cache.fingerprint["intervention"]["kind"] == kind]
-    if not chosen:
-        return None
-    require_serves(chosen[0], wanted, (), keys)
-    return chosen[0]
+    chosen = [cache for cache in caches if _kind(cache) == kind]
+    refusal: CacheMismatch | RowsNotCovered | None = None
+    for cache in chosen:
+        try:
+            require_serves(cache, wanted, (), keys)
+            return cache
+        except (CacheMismatch, RowsNotCovered) as error:
+            refusal = refusal or error
+    if refusal is not None:
+        raise refusal
+    return None
+
+
+def check_named(named: Sequence[str], read: Mapping[str, TeacherCache], announce: Callable[[str], None]) -> None:
+    """Say which of the caches named by hand are not read, and refuse where that is all of them.
+
+    Raises:
+        CacheMismatch: the user named caches, and every row came from others.
+    """
+    unread = [name for name in named if _path_of(name).resolve() not in {cache.root.resolve() for cache in read.values()}]
+    if unread and len(unread) == len(named):
+        found = ", ".join(f"{name} of {_kind(TeacherCache.open(_path_of(name)))} rows" for name in unread)
+        kinds = " or ".join(sorted({_kind(cache) for cache in read.values()})) or "no"
+        raise CacheMismatch(
+            f"--cache: expected a cache of {kinds} rows, which this method reads, found {found}. "
+            "Name another, or leave --cache out."
+        )
+    for name in unread:
+        announce(f"train: --cache {name}: this method does not read it")
+
+
+def _kind(cache: TeacherCache) -> str:
+    return str(cache.fingerprint["intervention"]["kind"])
 
 
 def _path_of(name: str) -> Path:

@@ -6,6 +6,7 @@ loads anything heavy (`unlearn.py`). Several methods can be trained by one call:
 
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,14 @@ def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> N
     begin(output, config)
     from .unlearn import unlearn_method
 
-    facts = unlearn_method(
-        options, method, output, make_measure=ctx.obj["measure"], announce=lambda text: click.echo(text, err=True)
-    )
+    try:
+        facts = unlearn_method(
+            options, method, output, make_measure=ctx.obj["measure"], announce=lambda text: click.echo(text, err=True)
+        )
+    except ValueError:  # a user's mistake: nothing half-done stays, unless training began and left a log to look at
+        if not (output / "training_log.jsonl").is_file():
+            shutil.rmtree(output)
+        raise
     finish(output, facts, started=started, device=facts["device"])
     stopped = "stopped at the teacher's level" if facts["stopped"] else "all steps"
     click.echo(

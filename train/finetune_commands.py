@@ -5,6 +5,7 @@ everybody but the forget people, from the same start with the same recipe. LoRA 
 that what comes next sees a model like any other.
 """
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,11 @@ def _run(ctx: click.Context, role: str, part: Any) -> None:
     begin(output, config, config_name=CHECKPOINT_CONFIG)
     from .make_model import make_model
 
-    facts = make_model(options, part, output)
+    try:
+        facts = make_model(options, part, output)
+    except ValueError:  # a user's mistake: nothing half-done stays
+        shutil.rmtree(output)
+        raise
     finish(output, facts, started=started, device=facts["device"])
     click.echo(f"{role}: {facts['examples']} examples, {facts['steps']} steps, {time.time() - started:.0f} s, "
                f"{facts['memorised']:.1%} of answer tokens memorised -> {output}")  # fmt: skip

@@ -23,7 +23,7 @@ from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
 from ..models.lora import add_lora
 from ..models.render import write_rendering
 from .batches import Item, read_items
-from .caches import find_cache
+from .caches import check_named, find_cache
 from .commands import run_artefact
 from .loop import Optimisation, StepLog, as_line, check_items, unlearn
 from .methods import Method
@@ -43,6 +43,7 @@ def unlearn_method(
     loaded = _load_student(options, device)
     identity = teacher_identity(loaded.checkpoint, loaded.encoder)
     forget, retain, caches = _items(options, method, source, loaded, identity, announce)
+    check_named(options["caches"], caches, announce)
     check_items(forget, retain, method)
     model = add_lora(
         loaded.model, rank=options["lora_r"], alpha=options["lora_alpha"], dropout=options["lora_dropout"],
