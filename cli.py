@@ -93,7 +93,9 @@ def viker(ctx: click.Context, preset: str | None) -> None:
     if preset is not None and stage is not None:
         command = viker.get_command(ctx, stage)
         assert command is not None, "click found it before"
-        ctx.default_map = {stage: as_defaults(command, read_preset(preset).get(stage, {}), f"preset {preset}, {stage}")}
+        ctx.default_map = {
+            stage: as_defaults(command, read_preset(preset).get(stage, {}), f"preset {preset}, {stage}")
+        }
 
 
 def _measure(*arguments: Any) -> Any:

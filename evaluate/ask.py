@@ -16,9 +16,10 @@ from ..data.sources import Source
 from ..models.encode import Encoder
 from ..models.load import load, pick_device, resolve
 from .generate import answer_likelihoods, generate_replies
-from .questions import PROMPTS, Style, option_examples
+from .questions import PROMPTS, Style, few_shot_prompts, option_examples
 from .score import Answer
 
+LETTER_TOKENS = 4
 SPLITS = ("forget", "test", "retain-seen", "retain-heldout", "real")
 
 
@@ -30,6 +31,8 @@ class Protocol:
     max_new_tokens: int
     batch_size: int
     tasks: tuple[str, ...]
+    few_shot: int = 0
+    seed: int = 0
 
 
 def collect_questions(
@@ -79,19 +82,44 @@ def ask_everything(
 ) -> list[Answer]:
     """Return one answer a question of every split."""
     asked = [(split, example) for split, examples in questions.items() for example in examples]
-    prompts = [PROMPTS[protocol.style](example) for _, example in asked]
-    by_letter = protocol.style == "official"
-    spoken = [index for index, (_, example) in enumerate(asked) if by_letter or example.task != "classification"]
-    texts = generate_replies(
-        model, encoder, [prompts[index] for index in spoken], max_new_tokens=protocol.max_new_tokens,
-        batch_size=protocol.batch_size, desc=f"ask {name}",
-    )  # fmt: skip
-    replies = dict(zip(spoken, texts, strict=True))
+    retain = [example for split, example in asked if split.startswith("retain")]
+    replies = _replies(model, encoder, [example for _, example in asked], retain, protocol, name)
     likelihoods = _option_likelihoods(model, encoder, [example for _, example in asked], protocol.batch_size)
     return [
-        _answer(name, split, example, replies.get(index), likelihoods.get(example.id, ()))
-        for index, (split, example) in enumerate(asked)
+        _answer(name, split, example, reply, likelihoods.get(example.id, ()))
+        for (split, example), reply in zip(asked, replies, strict=True)
     ]
+
+
+def _replies(
+    model: Any, encoder: Encoder, examples: Sequence[Example], retain: Sequence[Example], protocol: Protocol, name: str
+) -> list[str]:
+    """Return the reply to each question; the letter game is played by the official prompt in every style.
+
+    Only the first character of a letter reply counts, so those replies are cut short.
+    """
+    replies = [""] * len(examples)
+    passes: tuple[tuple[bool, Style, int], ...] = (
+        (True, "official", LETTER_TOKENS), (False, protocol.style, protocol.max_new_tokens),
+    )  # fmt: skip
+    for is_choice, style, longest in passes:
+        chosen = [index for index, example in enumerate(examples) if (example.task == "classification") == is_choice]
+        prompts = _prompts([examples[index] for index in chosen], style, retain, protocol)
+        texts = generate_replies(
+            model, encoder, prompts, max_new_tokens=longest, batch_size=protocol.batch_size, desc=f"ask {name}"
+        )
+        for index, text in zip(chosen, texts, strict=True):
+            replies[index] = text
+    return replies
+
+
+def _prompts(
+    examples: Sequence[Example], style: Style, retain: Sequence[Example], protocol: Protocol
+) -> list[Example]:
+    """Return the questions as they are asked, behind answered questions of retain people where that is wanted."""
+    if style == "official" and protocol.few_shot:
+        return few_shot_prompts(examples, retain, few_shot=protocol.few_shot, seed=protocol.seed)
+    return [PROMPTS[style](example) for example in examples]
 
 
 def _option_likelihoods(

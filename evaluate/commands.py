@@ -66,6 +66,9 @@ _NOT_PROTOCOL = (
     help="Which tasks (repeatable).",
 )
 @click.option(
+    "--few-shot", default=0, show_default=True, help="official: answered questions of so many retain people in front."
+)
+@click.option(
     "--real",
     type=click.Choice(["all", "heldout"]),
     default="all",
@@ -128,7 +131,10 @@ def find_targets(options: dict[str, Any]) -> dict[str, tuple[str, Path]]:
         if not is_complete(path):
             continue
         if remade := _remade_inputs(path):
-            click.echo(f"evaluate: left out {path.name}: {', '.join(remade)} was made again after it. Train it again.", err=True)
+            click.echo(
+                f"evaluate: left out {path.name}: {', '.join(remade)} was made again after it. Train it again.",
+                err=True,
+            )
         else:
             models[path.name] = str(path)
     unknown = sorted(set(options["target"]) - set(models))
@@ -165,6 +171,8 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
         max_new_tokens=options["max_new_tokens"],
         batch_size=options["batch_size"],
         tasks=tuple(options["task"]),
+        few_shot=options["few_shot"],
+        seed=options["seed"],
     )
     for name, (spec, output, config) in waiting.items():
         started = time.time()

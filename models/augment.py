@@ -28,4 +28,5 @@ def augment(pixels_BCHW: Tensor, seed: int, step: int) -> Tensor:
     grid_BHW2 = torch.nn.functional.affine_grid(rows_B23, list(pixels_BCHW.shape), align_corners=False)
     moved_BCHW = torch.nn.functional.grid_sample(pixels_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
     gain_B111, offset_B111 = (MAX_BRIGHTNESS * draws[4:]).view(2, -1, 1, 1, 1)
-    return moved_BCHW * (1 + gain_B111) + offset_B111
+    brightened_BCHW: Tensor = moved_BCHW * (1 + gain_B111) + offset_B111
+    return brightened_BCHW

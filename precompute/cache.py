@@ -337,6 +337,6 @@ def _refusal(
     if missing:
         return RowsNotCovered(
             f"{cache.root}: expected all {len(set(row_keys))} row keys asked for, found {missing} of them missing. "
-            f"Add them with `viker cache extend {cache.key[:16]}`."
+            "Run `viker precompute` for all of them: it makes another cache."
         )
     return None

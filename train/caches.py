@@ -117,7 +117,9 @@ def check_named(named: Sequence[str], read: Mapping[str, TeacherCache], announce
     Raises:
         CacheMismatch: the user named caches, and every row came from others.
     """
-    unread = [name for name in named if _path_of(name).resolve() not in {cache.root.resolve() for cache in read.values()}]
+    unread = [
+        name for name in named if _path_of(name).resolve() not in {cache.root.resolve() for cache in read.values()}
+    ]
     if unread and len(unread) == len(named):
         found = ", ".join(f"{name} of {_kind(TeacherCache.open(_path_of(name)))} rows" for name in unread)
         kinds = " or ".join(sorted({_kind(cache) for cache in read.values()})) or "no"

@@ -22,7 +22,7 @@ from .methods import METHODS, Method, choose_method
 _OPTIMISATION = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
     "warmup_ratio", "max_grad_norm", "seed", "lora_r", "lora_alpha", "lora_dropout", "bf16", "gradient_checkpointing",
-    "key_entropy", "stop", "evaluate_every", "evaluate_people", "limit",
+    "key_entropy", "stop", "evaluate_every", "evaluate_people", "limit", "skip_text",
 )  # fmt: skip
 _SOURCE = ("data", "ratio", "forget", "data_revision")
 _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template", "system_prompt", "score_end_token")
@@ -86,6 +86,7 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
 @click.option("--evaluate-people", default=12, show_default=True, help="Retain people a half measured at each point.")
 @click.option("--seed", default=0, show_default=True, help="Seed of order and LoRA weights.")
 @click.option("--limit", type=int, help="Only so many forget examples (smoke runs).")
+@click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, as precompute did.")
 @click.option("--list-methods", is_flag=True, help="Print the methods and end.")
 @click.option("--json", "as_json", is_flag=True, help="With --list-methods: print JSON.")
 @click.option("--overwrite", is_flag=True, help="Train again where an adapter is complete.")
@@ -151,7 +152,12 @@ def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in read.items()
     }
-    read |= {"method": method.name, "ascent": method.ascent != "none", "lambda": method.lambda_, "retain": method.retain}
+    read |= {
+        "method": method.name,
+        "ascent": method.ascent != "none",
+        "lambda": method.lambda_,
+        "retain": method.retain,
+    }
     if method.reads_forget_rows:
         read |= {"teacher": options["teacher"], "top_k": options["top_k"]}
     inputs = input_stamps(options["data"], options["model"]) | _cache_stamps(options, method)

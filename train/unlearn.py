@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ..data.artefact import is_complete
 from ..data.example import Example
 from ..data.halves import half_of
 from ..data.sources import Source, open_source
@@ -43,7 +44,7 @@ def unlearn_method(
     loaded = _load_student(options, device)
     identity = teacher_identity(loaded.checkpoint, loaded.encoder)
     forget, retain, caches = _items(options, method, source, loaded, identity, announce)
-    check_named(options["caches"], caches, announce)
+    check_named(options["cache"], caches, announce)
     check_items(forget, retain, method)
     model = add_lora(
         loaded.model, rank=options["lora_r"], alpha=options["lora_alpha"], dropout=options["lora_dropout"],
@@ -99,14 +100,13 @@ def _items(
     A method that reads no rows still gets them where they exist, so that its log and its stop can speak of key tokens.
     """
     caches: dict[str, Any] = {}
-    examples = list(source.training("forget"))[: options["limit"]]
     kind: Kind = options["teacher"]
-    if method.reads_forget_rows or options["cache"] or options["run"] is not None:
-        if kind == "reference":
-            require_images(examples)
+    examples = _forget_examples(source, options, kind, announce)
+    stored = run_artefact(options["run"], f"{kind}-forget")
+    if method.reads_forget_rows or options["cache"] or (stored is not None and is_complete(stored)):
         caches["forget"] = find_cache(
             examples, loaded.encoder, identity, kind, top_k=options["top_k"] if method.lambda_ else 0, named=options["cache"],
-            run_artefact=run_artefact(options["run"], f"{kind}-forget"), announce=announce,
+            run_artefact=stored, announce=announce,
             command=_precompute_command(options, kind, "forget"),
         )  # fmt: skip
     forget = read_items(loaded.encoder, examples, caches.get("forget"), kind)
@@ -118,6 +118,19 @@ def _items(
         run_artefact=run_artefact(options["run"], "self-retain-seen"), command=_precompute_command(options, "self", "retain-seen"),
     )  # fmt: skip
     return forget, read_items(loaded.encoder, kept, caches["retain"], "self"), caches
+
+
+def _forget_examples(source: Source, options: Mapping[str, Any], kind: Kind, announce: Announce) -> list[Example]:
+    """Return the forget people's training questions; those without an image have no rows under references."""
+    examples = list(source.training("forget"))[: options["limit"]]
+    if kind != "reference":
+        return examples
+    if not options["skip_text"]:
+        require_images(examples)
+        return examples
+    shown = [example for example in examples if example.images]
+    announce(f"train: left out {len(examples) - len(shown)} examples without an image (--skip-text)")
+    return shown
 
 
 def _seen(source: Source) -> list[Example]:
