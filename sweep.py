@@ -100,20 +100,27 @@ def summarise(worlds: Sequence[dict[str, Any]], chosen: dict[str, float | None])
     return summary
 
 
+COLUMNS = {
+    "forget_fact": "forget fact",
+    "retain_heldout_fact": "held-out retain fact",
+    "retain_heldout_rougeL": "held-out retain ROUGE-L",
+    "retain_seen_fact": "seen retain fact",
+    "retain_seen_rougeL": "seen retain ROUGE-L",
+}
+
+
 def as_table(result: dict[str, Any]) -> str:
-    """Return the summary as a Markdown table."""
-    columns = (
-        "forget_fact",
-        "retain_heldout_fact",
-        "retain_heldout_rougeL",
-        "retain_seen_fact",
-        "retain_seen_rougeL",
-        "step",
-    )
-    lines = ["| method | lr | crossed | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    """Return the means over unseen worlds as a Markdown table: the two models beside the methods."""
+    header = ["", *COLUMNS.values(), "worlds crossed", "learning rate"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name in ("vanilla", "retain-only"):
+        values = [fmean(world["models"][name][column] for world in result["unseen"].values()) for column in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} | - | - |")
     for method, row in result["summary"].items():
-        values = " | ".join(f"{row[name]:.3f}" if name in row else "never crosses" for name in columns)
-        lines.append(f"| {method} | {row['learning_rate']} | {row['crossed']}/{row['worlds']} | {values} |")
+        shown = [f"{row[name]:.2f}" if name in row else "never crosses" for name in COLUMNS]
+        lines.append(
+            f"| `{method}` | {' | '.join(shown)} | {row['crossed']} of {row['worlds']} | {row['learning_rate']} |"
+        )
     return "\n".join(lines)
 
 
@@ -138,10 +145,9 @@ def _world(run: Path, seed: str, grid: dict[str, list[float]], num_train_epochs:
 def collect_world(run: Path, grid: dict[str, list[float]], num_train_epochs: float) -> dict[str, Any]:
     """Return what a finished world says."""
     from .evaluate.matched import first_crossing, forgetting_threshold
-    from .evaluate.world import key_word_auroc_of_run, recall_of_evaluation
+    from .evaluate.world import key_word_auroc_of_run, numbers_of_evaluation, recall_of_evaluation
 
-    recalls = {name: recall_of_evaluation(run, name) for name in ("vanilla", "retain-only")}
-    threshold = forgetting_threshold(recalls["retain-only"]["forget"])
+    threshold = forgetting_threshold(recall_of_evaluation(run, "retain-only")["forget"])
     crossings: dict[str, dict[str, Any]] = {method: {} for method in grid}
     for adapter in sorted((run / "adapters").iterdir()):
         options = read_json(adapter / "config.json")["options"]
@@ -150,21 +156,14 @@ def collect_world(run: Path, grid: dict[str, list[float]], num_train_epochs: flo
             continue
         points = [json.loads(line) for line in (adapter / "trajectory.jsonl").read_text().splitlines()]
         crossings[method][repr(rate)] = first_crossing(points, threshold)
-    head_room = {
-        name: {split: _pooled(people) for split, people in splits.items()} for name, splits in recalls.items()
-    }
-    seconds = {
-        stage: read_json(run / stage / "provenance.json")["wall_seconds"]
-        for stage in ("base", "vanilla", "retain-only")
-    }
+    stages = ("base", "vanilla", "retain-only")
     return {
-        "head_room": head_room, "threshold": round(threshold, 4), "crossings": crossings, "wall_seconds": seconds,
+        "models": {name: numbers_of_evaluation(run, name) for name in ("vanilla", "retain-only")},
+        "threshold": round(threshold, 4),
+        "crossings": crossings,
+        "wall_seconds": {stage: read_json(run / stage / "provenance.json")["wall_seconds"] for stage in stages},
         "key_word_auroc": round(key_word_auroc_of_run(run), 5),
-    }  # fmt: skip
-
-
-def _pooled(people: dict[str, tuple[int, int]]) -> float:
-    return round(sum(hits for hits, _ in people.values()) / max(1, sum(number for _, number in people.values())), 4)
+    }
 
 
 def _viker(*arguments: str) -> None:

@@ -24,6 +24,18 @@ def recall_of_evaluation(run: Path, name: str) -> dict[str, Recall]:
     }
 
 
+def numbers_of_evaluation(run: Path, name: str) -> dict[str, float]:
+    """Return `<split>_fact` (pooled over facts) and `<split>_rougeL` of a model's image questions, as points name them."""
+    numbers: dict[str, float] = {}
+    for split, people in recall_of_evaluation(run, name).items():
+        hits, number = (sum(column) for column in zip(*people.values(), strict=True))
+        numbers[f"{split.replace('-', '_')}_fact"] = round(hits / number, 4)
+    for record in read_json(run / "evaluations" / name / "scores.json")["scores"]:
+        if (record["task"], record["modality"], record["metric"]) == ("generation", "image", "rougeL"):
+            numbers[f"{record['split'].replace('-', '_')}_rougeL"] = round(record["value"], 4)
+    return numbers
+
+
 def key_word_auroc_of_run(run: Path) -> float:
     """Return the word-level AUROC of row entropy over the forget people's training answers."""
     stored = read_json(run / "precompute" / "reference-forget" / "provenance.json")["cache"]
