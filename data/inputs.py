@@ -33,3 +33,19 @@ def _is_begun(config: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and str(found.get("schema", "")).startswith("viker/")
+
+
+def other_commits(run: Path | None, field: str, commit: str | None) -> list[str]:
+    """Return one line for each artefact of a run that was made from another commit of the same hub model or dataset.
+
+    Hub ids without `--revision` move on; what a run resolved is in its artefacts' provenance, so a later stage can say
+    that it resolved something else.
+    """
+    if run is None or commit is None:
+        return []
+    lines = []
+    for provenance in sorted(run.glob("*/*/provenance.json")):
+        earlier = read_json(provenance).get(field)
+        if earlier not in (None, commit):
+            lines.append(f"{provenance.parent}: made from commit {earlier}, this stage resolved {commit}. Pin one with --revision.")
+    return lines

@@ -71,6 +71,8 @@ def test_interrupted_and_killed_it_resumes_to_the_same_bytes(
     assert "Interrupted. Run the same command again: what is complete is kept." in err
     assert "Traceback" not in err
     interrupted = staged(broken)
+    plan = json.loads(next(broken.glob("*.building/plan.json")).read_text())
+    assert len(plan["blocks"]) >= LEAST_BLOCKS
     assert 3 <= len(interrupted) < LEAST_BLOCKS
 
     code, err = stop_after(start(precompute, broken), broken, len(interrupted) + 3, signal.SIGKILL)

@@ -6,6 +6,7 @@ evaluation's business and arrives as a function.
 """
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,12 +139,19 @@ def _seen(source: Source) -> list[Example]:
 
 
 def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> str:
-    pool = " --pool DIR" if kind == "reference" else ""
-    run = f" --run {options['run']}" if options["run"] is not None else ""
-    return (
-        f"viker precompute --data {options['data']} --model {options['model']} --teacher {kind} --split {split} "
-        f"--top-k {options['top_k']}{pool}{run}"
-    )
+    """Return the command that makes rows of exactly these examples for exactly this model and rendering."""
+    words = ["viker", "precompute"]
+    for name in ("data", "ratio", "data_revision", "model", "processor", "revision", "chat_template", "system_prompt", "run"):
+        if options[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    for person in options["forget"]:
+        words += ["--forget", person]
+    if options["score_end_token"] is not None:
+        words.append("--score-end-token" if options["score_end_token"] else "--no-score-end-token")
+    if options["bf16"] or options["dtype"] != "float32":
+        words += ["--dtype", "bfloat16" if options["bf16"] else options["dtype"]]
+    words += ["--teacher", kind, "--split", split, "--top-k", str(options["top_k"])]
+    return shlex.join(words) + (" --pool DIR" if kind == "reference" else "")
 
 
 def _optimisation(options: Mapping[str, Any]) -> Optimisation:
