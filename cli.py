@@ -116,14 +116,23 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        _end_bars()
         click.echo("Interrupted. Run the same command again: what is complete is kept.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         code = _exit_code(error)
         if code is None or os.environ.get("VIKER_TRACEBACK"):
             raise
+        _end_bars()
         click.echo(f"Error: {error}", err=True)
         sys.exit(code)
+
+
+def _end_bars() -> None:
+    """End the line of a progress bar that was interrupted, so that a message has its own."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -154,7 +154,14 @@ def wanted_examples(source: Any, split: str) -> list[Any]:
         return list(source.training("all"))
     examples = list(source.training("forget" if split == "forget" else "retain"))
     if split == "retain-seen":
+        people = {example.people[0] for example in examples}
         examples = [example for example in examples if half_of(example.people[0]) == "seen"]
+        if people and not examples:
+            raise DataError(
+                f"--split retain-seen: expected somebody in the half of the retain people that a retain term may use, found "
+                f"all {len(people)} in the other half. Retain more people, or use a method without a retain term "
+                "(--method viker)."
+            )
     if not examples:
         raise DataError(f"--split {split}: expected training questions, found none. Check --forget and --ratio.")
     return examples

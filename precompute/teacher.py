@@ -11,6 +11,7 @@ import torch
 
 from ..data.artefact import library_versions
 from ..data.example import DataError, Example
+from ..data.inputs import other_commits
 from ..data.references import Pool, open_pool
 from ..data.sources import Source, open_source
 from ..models.encode import Encoder
@@ -40,6 +41,11 @@ def find_or_compute(
     source = open_source(
         options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
     )
+    for line in (
+        *other_commits(options["run"], "model_commit", checkpoint.commit),
+        *other_commits(options["run"], "data_commit", source.commit),
+    ):
+        announce(f"precompute: WARNING: {line}")
     examples = _examples(source, options, announce)
     intervention = _intervention(options, source, examples)
     request = make_request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,8 +27,9 @@ class Outcome(NamedTuple):
     def message(self) -> str:
         """The error it ended with; anything but one clear message is a failed test."""
         assert "Traceback" not in self.err
-        assert self.err.count("Error: ") == 1, self.err
-        return self.err.partition("Error: ")[2]
+        _, *messages = re.split(r"(?<!\w)Error: ", self.err)
+        assert len(messages) == 1, self.err
+        return messages[0]
 
 
 def call(*arguments: object) -> Outcome:

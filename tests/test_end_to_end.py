@@ -13,14 +13,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from viker.data.halves import half_of
 from viker.data.mini import KINDS, answer_about, make_world, picture_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SCRIPT = Path(__file__).parents[1] / "pipeline.sh"
 SMALL = (

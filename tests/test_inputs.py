@@ -3,7 +3,6 @@
 import time
 
 import pytest
-
 from viker.data.artefact import begin, finish
 from viker.data.example import DataError
 from viker.data.inputs import input_stamps, other_commits

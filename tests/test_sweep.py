@@ -20,7 +20,7 @@ def world(**heldout_by_rate):
         for rate, value in heldout_by_rate.items()
     }
     models = {name: dict(NUMBERS) for name in ("vanilla", "retain-only")}
-    return {"crossings": {method: points for method in METHODS}, "models": models}
+    return {"crossings": dict.fromkeys(METHODS, points), "models": models}
 
 
 def worlds(*values):

@@ -18,13 +18,14 @@ from accelerate.utils import set_seed
 from ..data.artefact import is_complete
 from ..data.example import Example
 from ..data.halves import half_of
+from ..data.inputs import other_commits
 from ..data.sources import Source, open_source
 from ..models.identity import teacher_identity
 from ..models.interventions import Kind, require_images
 from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
 from ..models.lora import add_lora
 from ..models.render import write_rendering
-from .batches import Item, read_items
+from .batches import Item, count_steps, read_items
 from .caches import check_named, find_cache
 from .commands import run_artefact
 from .loop import Optimisation, StepLog, as_line, check_items, unlearn
@@ -43,6 +44,8 @@ def unlearn_method(
     )
     device = pick_device(options["device"])
     loaded = _load_student(options, device)
+    for line in other_commits(options["run"], "model_commit", loaded.checkpoint.commit):
+        announce(f"train: WARNING: {line}")
     identity = teacher_identity(loaded.checkpoint, loaded.encoder)
     forget, retain, caches = _items(options, method, source, loaded, identity, announce)
     check_named(options["cache"], caches, announce)
@@ -54,25 +57,24 @@ def unlearn_method(
     if options["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
+    accelerator = Accelerator(cpu=device == "cpu")
     trajectory = _Trajectory(model, loaded, options, output, make_measure)
     last: StepLog | None = None
     with (output / "training_log.jsonl").open("w") as log_file:
         for log in unlearn(
             model, loaded.encoder, forget, retain, method, _optimisation(options), key_entropy=options["key_entropy"],
-            stop_at_teacher=options["stop"], accelerator=Accelerator(cpu=device == "cpu"), after_step=trajectory.after_step,
+            stop_at_teacher=options["stop"], accelerator=accelerator, after_step=trajectory.after_step,
         ):  # fmt: skip
             log_file.write(json.dumps(as_line(log)) + "\n")
             log_file.flush()
             last = log
     assert last is not None, "a run has at least one step"
     _save(model, loaded, output, method)
-    planned = (
-        len(forget)
-        * options["num_train_epochs"]
-        / (options["per_device_train_batch_size"] * options["gradient_accumulation_steps"])
-    )
+    batch_size = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    batch_size *= accelerator.num_processes
+    planned = count_steps(len(forget), batch_size, options["num_train_epochs"])
     return {
-        "device": device, "steps": last.step, "stopped": last.step < int(planned), "forget_examples": len(forget), "retain_examples": len(retain),
+        "device": device, "steps": last.step, "stopped": last.step < planned, "forget_examples": len(forget), "retain_examples": len(retain),
         "caches": {kind: {"key": cache.key, "root": cache.root_digest} for kind, cache in caches.items()},
         "teacher_weights": identity["weights"], "model_commit": loaded.checkpoint.commit, "data_commit": source.commit,
         "key_logprob": last.key_logprob, "key_teacher_logprob": last.key_teacher_logprob, "normal_logprob": last.normal_logprob,
@@ -141,7 +143,17 @@ def _seen(source: Source) -> list[Example]:
 def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> str:
     """Return the command that makes rows of exactly these examples for exactly this model and rendering."""
     words = ["viker", "precompute"]
-    for name in ("data", "ratio", "data_revision", "model", "processor", "revision", "chat_template", "system_prompt", "run"):
+    for name in (
+        "data",
+        "ratio",
+        "data_revision",
+        "model",
+        "processor",
+        "revision",
+        "chat_template",
+        "system_prompt",
+        "run",
+    ):
         if options[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     for person in options["forget"]:
