@@ -35,6 +35,11 @@ def _is_begun(config: Path) -> bool:
     return isinstance(found, dict) and str(found.get("schema", "")).startswith("viker/")
 
 
+def stored_rows(run: Path | None, name: str) -> Path | None:
+    """Return where a run stores the key of a cache, by kind of teacher and split (`reference-forget`)."""
+    return None if run is None else run / "precompute" / name
+
+
 def other_commits(run: Path | None, field: str, commit: str | None) -> list[str]:
     """Return one line for each artefact of a run that was made from another commit of the same hub model or dataset.
 
@@ -47,5 +52,7 @@ def other_commits(run: Path | None, field: str, commit: str | None) -> list[str]
     for provenance in sorted(run.glob("*/*/provenance.json")):
         earlier = read_json(provenance).get(field)
         if earlier not in (None, commit):
-            lines.append(f"{provenance.parent}: made from commit {earlier}, this stage resolved {commit}. Pin one with --revision.")
+            lines.append(
+                f"{provenance.parent}: made from commit {earlier}, this stage resolved {commit}. Pin one with --revision."
+            )
     return lines

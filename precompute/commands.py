@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..data.artefact import begin, decide, finish, read_json
-from ..data.example import DataError
-from ..data.halves import half_of
-from ..data.inputs import input_stamps
+from ..data.inputs import input_stamps, stored_rows
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
 
 if TYPE_CHECKING:
@@ -99,9 +97,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
         )
     options["top_k"] = _default_top_k(options)
-    artefact = (
-        None if options["run"] is None else options["run"] / "precompute" / f"{options['teacher']}-{options['split']}"
-    )
+    artefact = stored_rows(options["run"], f"{options['teacher']}-{options['split']}")
     config = {
         "schema": "viker/precompute/1", "inputs": input_stamps(options["data"], options["model"]),
         "options": {**chosen_options(ctx, without=("run", "overwrite", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy")), "top_k": options["top_k"]},
@@ -146,25 +142,6 @@ def _is_there(artefact: Path, config: dict[str, Any], overwrite: bool) -> bool:
 
 def _named_fields(named: frozenset[str]) -> frozenset[str]:
     return frozenset(field for option, field in _NAMES.items() if option in named)
-
-
-def wanted_examples(source: Any, split: str) -> list[Any]:
-    """Return the training examples of a split; `retain-seen` is the half a retain term may use."""
-    if split == "all":
-        return list(source.training("all"))
-    examples = list(source.training("forget" if split == "forget" else "retain"))
-    if split == "retain-seen":
-        people = {example.people[0] for example in examples}
-        examples = [example for example in examples if half_of(example.people[0]) == "seen"]
-        if people and not examples:
-            raise DataError(
-                f"--split retain-seen: expected somebody in the half of the retain people that a retain term may use, found "
-                f"all {len(people)} in the other half. Retain more people, or use a method without a retain term "
-                "(--method viker)."
-            )
-    if not examples:
-        raise DataError(f"--split {split}: expected training questions, found none. Check --forget and --ratio.")
-    return examples
 
 
 def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any], seconds: float) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..data.artefact import library_versions
 from ..data.example import DataError, Example
+from ..data.halves import training_questions
 from ..data.inputs import other_commits
 from ..data.references import Pool, open_pool
 from ..data.sources import Source, open_source
@@ -20,7 +21,6 @@ from ..models.interventions import Intervention, require_images
 from ..models.load import Checkpoint, load_encoder, load_model, pick_device, resolve
 from ..models.pictures import perceptual_hash
 from .cache import TeacherCache, cache_home
-from .commands import wanted_examples
 from .engines.naive import naive_rows
 from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
 from .run import Request, RowsOf, compute_blocks, find_existing, first_pending, make_request, start_builder
@@ -118,7 +118,7 @@ def _engine(
 
 
 def _examples(source: Any, options: Mapping[str, Any], announce: Callable[[str], None]) -> list[Example]:
-    examples: list[Example] = wanted_examples(source, options["split"])[: options["limit"]]
+    examples: list[Example] = training_questions(source, options["split"])[: options["limit"]]
     if options["teacher"] != "reference":
         return examples
     if options["skip_text"]:

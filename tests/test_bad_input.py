@@ -74,7 +74,19 @@ def train(data: Path, model: Path, output: Path, *options: object) -> tuple[obje
 
 
 def finetune(data: Path, model: object, output: Path, *options: object) -> tuple[object, ...]:
-    return ("finetune", "vanilla", "--data", data, "--model", model, "--output", output, "--num-train-epochs", 1, *options)
+    return (
+        "finetune",
+        "vanilla",
+        "--data",
+        data,
+        "--model",
+        model,
+        "--output",
+        output,
+        "--num-train-epochs",
+        1,
+        *options,
+    )
 
 
 def evaluate(data: Path, model: Path, output: Path) -> tuple[object, ...]:
@@ -137,9 +149,18 @@ def test_questions_in_place_of_training_text_name_the_column_and_the_right_repos
 
 
 def test_somebody_unknown_is_named_with_those_who_are_known(own: Path, tmp_path: Path) -> None:
-    refused("data", "make", own, tmp_path / "data", "--forget", "zoe", says=("unknown zoe", "Known are ada, ben, cleo"))
+    refused(
+        "data", "make", own, tmp_path / "data", "--forget", "zoe", says=("unknown zoe", "Known are ada, ben, cleo")
+    )
     everyone = [word for person in ("ada", "ben", "cleo", "dan") for word in ("--forget", person)]
-    refused("data", "make", own, tmp_path / "data", *everyone, says=("expected someone left to retain", "--allow-no-retain"))
+    refused(
+        "data",
+        "make",
+        own,
+        tmp_path / "data",
+        *everyone,
+        says=("expected someone left to retain", "--allow-no-retain"),
+    )
     assert not (tmp_path / "data").exists()
 
 
@@ -159,8 +180,12 @@ def test_an_unreadable_picture_names_row_and_person(own: Path, tmp_path: Path, t
 
 def unreadable(reader: str, own: Path, tmp_path: Path, model: Path) -> str:
     (own / "ada.png").write_bytes(picture(0)[:60])
-    options = ("--teacher", "self") if reader == "train" else ()  # only then are a student's pictures part of a row's key
-    return refused(*commands(own, model, tmp_path)[reader], *options, says=("expected a picture that Pillow can read",))
+    options = (
+        ("--teacher", "self") if reader == "train" else ()
+    )  # only then are a student's pictures part of a row's key
+    return refused(
+        *commands(own, model, tmp_path)[reader], *options, says=("expected a picture that Pillow can read",)
+    )
 
 
 def test_an_unreadable_picture_in_published_data_names_row_and_person(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -171,7 +196,9 @@ def test_an_unreadable_picture_in_published_data_names_row_and_person(tmp_path: 
         patch.setattr(mllmu_fixture, "picture", lambda number: b"torn" if number == 3 else real(number))
         data = write_mllmu(tmp_path / "bench")
     model = ("--model", tiny_model_dir, "--run", tmp_path / "run", "--teacher", "self")
-    refused("precompute", "--data", data, *model, says=("ft_Data", "row 2, person 003", "expected a picture that Pillow"))
+    refused(
+        "precompute", "--data", data, *model, says=("ft_Data", "row 2, person 003", "expected a picture that Pillow")
+    )
     assert left_behind(tmp_path) == []
 
 
@@ -205,15 +232,15 @@ def test_an_example_without_a_picture_under_reference_is_listed_and_left_out_onl
 
 @pytest.fixture
 def text_model(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """A language model without eyes, saved as transformers saves one."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **size)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "text model")
-    tokenizer.save_pretrained(tmp_path / "text model")
-    return tmp_path / "text model"
+    """A model whose tokenizer never heard of images."""
+    model = copy_model(tiny_model_dir, tmp_path / "text model")
+    tokenizer, settings = model / "tokenizer.json", model / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"<image>"', '"<other>"'))
+    kept = {
+        name: value for name, value in json.loads(settings.read_text()).items() if "<image>" not in json.dumps(value)
+    }
+    settings.write_text(json.dumps(kept))
+    return model
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -266,9 +293,7 @@ def test_a_pool_that_holds_a_picture_of_somebody_to_forget_or_retain(
     succeed(*command)
 
 
-def test_minis_portraits_are_no_references_for_anybody_else(
-    own: Path, mini_world: Path, tiny_model_dir: Path
-) -> None:
+def test_minis_portraits_are_no_references_for_anybody_else(own: Path, mini_world: Path, tiny_model_dir: Path) -> None:
     pool = ("--pool", mini_world / "pools" / "people")
     refused(*precompute(own, tiny_model_dir, *pool), says=("found the embedded benchmark's drawings", "`patterns`"))
 
@@ -280,7 +305,9 @@ def test_a_pool_smaller_than_k(own: Path, tmp_path: Path, tiny_model_dir: Path) 
         (pool / f"{number}.png").write_bytes(picture(number))
     refused(*precompute(own, tiny_model_dir, "--pool", pool, "--num-references", 3),
             says=("expected at least 3 images for --num-references 3, found 2", "Ask for fewer"))  # fmt: skip
-    refused(*precompute(own, tiny_model_dir, "--pool", tmp_path / "none"), says=("expected a folder of reference images",))
+    refused(
+        *precompute(own, tiny_model_dir, "--pool", tmp_path / "none"), says=("expected a folder of reference images",)
+    )
     (tmp_path / "empty").mkdir()
     refused(*precompute(own, tiny_model_dir, "--pool", tmp_path / "empty"), says=("expected pictures", "found none"))
 
@@ -358,7 +385,11 @@ def test_a_folder_of_somebody_elses_is_never_emptied(
     precious = tmp_path / reader
     precious.mkdir()
     (precious / "thesis.txt").write_text("precious")
-    refused(*commands(own, tiny_model_dir, tmp_path)[reader], "--overwrite", says=("found files that no viker stage wrote",))
+    refused(
+        *commands(own, tiny_model_dir, tmp_path)[reader],
+        "--overwrite",
+        says=("found files that no viker stage wrote",),
+    )
     assert (precious / "thesis.txt").read_text() == "precious"
 
 
@@ -407,7 +438,7 @@ def test_no_disk_space_for_an_output(stage: str, own: Path, tiny_model_dir: Path
     succeed(*precompute(own, tiny_model_dir))
     output = tmp_path / "small" / "output"
     command = {
-        "data": ("data", "make", "mini", output, "--people", 20),
+        "data": ("data", "make", own, output, *FORGET),
         "finetune": finetune(own, tiny_model_dir, output),
         "train": train(own, tiny_model_dir, output),
         "evaluate": evaluate(own, tiny_model_dir, output),

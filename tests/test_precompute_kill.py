@@ -97,9 +97,7 @@ def test_interrupted_and_killed_it_resumes_to_the_same_bytes(
     assert differing == set()
 
 
-def test_run_again_it_computes_nothing(
-    precompute: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_again_it_computes_nothing(precompute: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = [*precompute, "--limit", "20", "--num-references", "1"]
     first = json.loads(run_here(quick, tmp_path / "home", monkeypatch))
     second = json.loads(run_here(quick, tmp_path / "home", monkeypatch))

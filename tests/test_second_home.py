@@ -19,9 +19,7 @@ LIMIT = 6
 
 
 @pytest.fixture(scope="module")
-def store(
-    tmp_path_factory: pytest.TempPathFactory, mini_world: Path, tiny_model_dir: Path, quiet_torch: None
-) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, mini_world: Path, tiny_model_dir: Path, quiet_torch: None) -> Path:
     """A cache store with the references of the forget people and the retain people's own rows."""
     home = tmp_path_factory.mktemp("first home") / "caches"
     with pytest.MonkeyPatch.context() as patch:
@@ -178,7 +176,10 @@ def test_every_differing_field_is_named_at_once(
     other = copy_model(tiny_model_dir, tmp_path / "other")
     for change in CHANGES.values():
         change(other)
-    for how in ([], ["--cache", next(path.parent for path in second_home.glob("*/manifest.json") if is_reference(path))]):
+    for how in (
+        [],
+        ["--cache", next(path.parent for path in second_home.glob("*/manifest.json") if is_reference(path))],
+    ):
         result = train(data, other, *how, "--run", tmp_path / "run")
         assert result.code == 3
         assert shown(result.message).keys() == CHANGES.keys()

@@ -15,7 +15,7 @@ import click
 
 from ..data.artefact import begin, decide, finish, is_complete, read_json
 from ..data.example import canonical_json
-from ..data.inputs import input_stamps
+from ..data.inputs import input_stamps, stored_rows
 from ..data.options import config_option, model_options, source_options
 from .methods import METHODS, Method, choose_method
 
@@ -171,16 +171,11 @@ def _cache_stamps(options: dict[str, Any], method: Method) -> dict[str, str]:
     stamps = {}
     kinds = {f"{options['teacher']}-forget": method.reads_forget_rows, "self-retain-seen": method.reads_retain_rows}
     for name, is_read in kinds.items():
-        artefact = run_artefact(options["run"], name)
+        artefact = stored_rows(options["run"], name)
         if is_read and artefact is not None and is_complete(artefact):
             cache = read_json(artefact / "provenance.json")["cache"]
             stamps[name] = f"{cache['key'][:16]}/{cache['root'][:16]}"
     return stamps
-
-
-def run_artefact(run: Path | None, name: str) -> Path | None:
-    """Return where a run stores the key of a kind of rows."""
-    return None if run is None else run / "precompute" / name
 
 
 def _without_floats(value: Any) -> Any:

@@ -17,8 +17,8 @@ from accelerate.utils import set_seed
 
 from ..data.artefact import is_complete
 from ..data.example import Example
-from ..data.halves import half_of
-from ..data.inputs import other_commits
+from ..data.halves import training_questions
+from ..data.inputs import other_commits, stored_rows
 from ..data.sources import Source, open_source
 from ..models.identity import teacher_identity
 from ..models.interventions import Kind, require_images
@@ -27,7 +27,6 @@ from ..models.lora import add_lora
 from ..models.render import write_rendering
 from .batches import Item, count_steps, read_items
 from .caches import check_named, find_cache
-from .commands import run_artefact
 from .loop import Optimisation, StepLog, as_line, check_items, unlearn
 from .methods import Method
 
@@ -105,7 +104,7 @@ def _items(
     caches: dict[str, Any] = {}
     kind: Kind = options["teacher"]
     examples = _forget_examples(source, options, kind, announce)
-    stored = run_artefact(options["run"], f"{kind}-forget")
+    stored = stored_rows(options["run"], f"{kind}-forget")
     if method.reads_forget_rows or options["cache"] or (stored is not None and is_complete(stored)):
         caches["forget"] = find_cache(
             examples, loaded.encoder, identity, kind, top_k=options["top_k"] if method.lambda_ else 0, named=options["cache"],
@@ -115,10 +114,10 @@ def _items(
     forget = read_items(loaded.encoder, examples, caches.get("forget"), kind)
     if not method.reads_retain_rows:
         return forget, [], caches
-    kept = _seen(source)
+    kept = training_questions(source, "retain-seen")
     caches["retain"] = find_cache(
         kept, loaded.encoder, identity, "self", top_k=options["top_k"], named=options["cache"], announce=announce,
-        run_artefact=run_artefact(options["run"], "self-retain-seen"), command=_precompute_command(options, "self", "retain-seen"),
+        run_artefact=stored_rows(options["run"], "self-retain-seen"), command=_precompute_command(options, "self", "retain-seen"),
     )  # fmt: skip
     return forget, read_items(loaded.encoder, kept, caches["retain"], "self"), caches
 
@@ -134,10 +133,6 @@ def _forget_examples(source: Source, options: Mapping[str, Any], kind: Kind, ann
     shown = [example for example in examples if example.images]
     announce(f"train: left out {len(examples) - len(shown)} examples without an image (--skip-text)")
     return shown
-
-
-def _seen(source: Source) -> list[Example]:
-    return [example for example in source.training("retain") if half_of(example.people[0]) == "seen"]
 
 
 def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> str:
