@@ -185,7 +185,8 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
     source = _source(scenario, where, request, str(settings.get("source", "")), caller)
     asked_model = _from_caller(request.own.get("model", ""), caller)
     model = asked_model or str(settings.get("model", ""))
-    name = request.own.get("run") or f"{scenario}-{Path(preset_name).stem}"
+    of_what = Path(source).name if scenario == "own" else scenario
+    name = request.own.get("run") or f"{of_what}-{Path(preset_name).stem}"
     run = str((caller / name).resolve()) if "/" in name else str(Path("runs") / name)
     trains_vanilla = bool(settings.get("trains_vanilla")) and not asked_model
     has_retain_only = trains_vanilla or "with_retain_only" in request.flags
@@ -202,10 +203,22 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
         "POOL": str(settings.get("pool", "")).replace("{data}", f"{run}/data"),
         "STAGES": " ".join(chosen_stages(request, trains_vanilla=trains_vanilla, has_retain_only=has_retain_only)),
         "TRAINS_VANILLA": "yes" if trains_vanilla else "",
-        "RETAIN_ROWS": "yes" if settings.get("retain_rows", True) else "",
+        "RETAIN_ROWS": "yes" if _reads_retain_rows(preset, request) else "",
         "NOTICE": MINI_NOTICE if preset_name == "mini" else str(settings.get("notice", "")), "DRY_RUN": "yes" if "dry_run" in request.flags else "",
         **arguments, "RETAIN_ROWS_ARGS": _flat([*of_retain, *overwrite]),
     }  # fmt: skip
+
+
+def _reads_retain_rows(preset: dict[str, Any], request: Request) -> bool:
+    """Whether any method to be trained has a retain term."""
+    from .train.methods import METHODS
+
+    words = request.stages["train"]
+    asked = [values[1] for values in words if values[0] == "--method"] or preset.get("train", {}).get(
+        "method", ["recommended"]
+    )
+    weights = [float(values[1]) for values in words if values[0] == "--retain"]
+    return any(weights) or (not weights and any(METHODS[name].reads_retain_rows for name in asked if name in METHODS))
 
 
 def _flat(options: Sequence[Words]) -> list[str]:

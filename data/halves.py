@@ -5,6 +5,7 @@ headline is always the held-out half. The division is a function of the person's
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Literal
 
 from .example import DataError, Example
@@ -28,6 +29,16 @@ def training_questions(source: Source, split: str) -> list[Example]:
     examples = list(source.training(part))
     if split == "retain-seen":
         examples = [example for example in examples if half_of(example.people[0]) == "seen"]
+    if split == "retain-seen" and not examples and (others := _people(source.training("retain"))):
+        raise DataError(
+            f"--split {split}: expected training questions about the half of the retain people that a retain term may "
+            f"use, found all {len(others)} in the other half. Retain more people, or use a method without a retain term "
+            "(--method viker)."
+        )
     if not examples:
         raise DataError(f"--split {split}: expected training questions, found none. Check --forget and --ratio.")
     return examples
+
+
+def _people(examples: Iterable[Example]) -> set[str]:
+    return {person for example in examples for person in example.people}

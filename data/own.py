@@ -109,11 +109,13 @@ class OwnSource:
 
     def _stream(self, label: str, task: Task) -> Iterator[Example]:
         skipped = self._skipped[label] = Counter()
-        opened = lru_cache(maxsize=IMAGES_KEPT)(lambda path: open_image(self.location, path))
+        opened = lru_cache(maxsize=IMAGES_KEPT)(lambda path, where: open_image(self.location, path, where))
+        first_shown: dict[str, str] = {}
         for record in read_records(self.location):
             if self._holds(label, record):
                 try:
-                    images = tuple(opened(path) for path in record.paths)
+                    here = f"{record.place}, person {record.person}"
+                    images = tuple(opened(path, first_shown.setdefault(path, here)) for path in record.paths)
                 except DataError as error:
                     raise DataError(f"{record.place}, image: {error}") from error
                 name = f"{record.name}/{task}"
@@ -141,15 +143,15 @@ def read_records(folder: Path) -> Iterator[Record]:
         yield from _conversation_records(path)
 
 
-def open_image(folder: Path, text: str) -> EncodedImage:
-    """Read one picture of a folder, by a relative path that stays inside it."""
+def open_image(folder: Path, text: str, where: str) -> EncodedImage:
+    """Read one picture of a folder, by a relative path that stays inside it; `where` says what first shows it."""
     path = _inside(folder, text)
     if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
         raise DataError(f"expected at most {MAX_IMAGE_BYTES} bytes, found {size} in {path}. Store it smaller.")
     data = path.read_bytes()
     if not data or data.startswith(b"version https://git-lfs"):
         raise DataError(f"expected a picture, found {path} empty or a git-lfs pointer. Run `git lfs pull`, or add it.")
-    return EncodedImage(data, str(path))
+    return EncodedImage(data, f"{where}, {path}")
 
 
 def _inside(folder: Path, text: str) -> Path:

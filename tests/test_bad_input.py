@@ -171,7 +171,6 @@ def test_an_unreadable_picture_is_named(reader: str, own: Path, tmp_path: Path, 
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="data/own.py gives a picture its path as origin, not line and person")
 def test_an_unreadable_picture_names_row_and_person(own: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
     message = unreadable("precompute", own, tmp_path, tiny_model_dir)
     assert "examples.jsonl:1" in message

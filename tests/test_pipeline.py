@@ -88,6 +88,13 @@ def test_the_retain_rows_are_made_like_the_others_but_without_what_means_referen
     assert found["RETAIN_ROWS_ARGS"] == ["--top-k", "128", "--engine", "naive", "--overwrite"]
 
 
+def test_retain_rows_are_made_only_for_methods_that_read_them() -> None:
+    assert resolved()["RETAIN_ROWS"] == "yes"
+    assert resolved("--method", "viker")["RETAIN_ROWS"] == ""
+    assert resolved("--method", "viker", "--retain", "1")["RETAIN_ROWS"] == "yes"
+    assert resolved("--retain", "0")["RETAIN_ROWS"] == ""
+
+
 def test_overwrite_reaches_every_stage() -> None:
     found = resolved("--overwrite")
     assert all(value[-1] == "--overwrite" for value in found.values() if isinstance(value, list))
@@ -286,7 +293,7 @@ def test_every_setting_of_a_preset_is_an_option_with_a_value_it_takes(name: str)
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_tells_the_pipeline_only_what_it_reads(name: str) -> None:
-    known = {"source", "model", "base", "pool", "retain_rows", "trains_vanilla", "notice"}
+    known = {"source", "model", "base", "pool", "trains_vanilla", "notice"}
     assert read_preset(name).get("pipeline", {}).keys() <= known
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 from viker.cli import viker
-from viker.data.artefact import begin, finish, write_json
+from viker.data.artefact import begin, finish, read_json, write_json
 from viker.data.sidecar import read_sidecar
 from viker.evaluate.matched import forgetting_threshold
 from viker.evaluate.report import MINI_NOTICE
@@ -304,6 +304,13 @@ def test_evaluations_that_were_not_asked_the_same_are_named(run: Path) -> None:
     notices = " ".join(report_of(run)["notices"])
     assert "differ in `limit`" in notices
     assert "limited to 2 people a split" in notices
+
+
+def test_celebrities_that_are_references_are_said_to_be_left_out_of_real(run: Path) -> None:
+    config = read_json(run / "evaluations" / "vanilla" / "config.json")
+    config["options"]["real"] = "heldout"
+    write_json(run / "evaluations" / "vanilla" / "config.json", config)
+    assert any("`real` leaves out" in notice for notice in report_of(run)["notices"])
 
 
 def test_without_facts_rouge_stands_in(tmp_path: Path) -> None:
