@@ -1,5 +1,8 @@
 """How a sweep chooses settings and what it reports; worlds are made elsewhere, here they are numbers."""
 
+import json
+from pathlib import Path
+
 from viker.sweep import METHODS, as_table, choose_rates, summarise
 
 NUMBERS = {
@@ -57,3 +60,10 @@ def test_the_table_has_vanilla_and_retain_only_beside_the_methods():
         "retain-only",
         *METHODS,
     ]
+
+
+def test_readme_and_results_show_the_stored_numbers():
+    root = Path(__file__).parent.parent
+    table = as_table(json.loads((root / "docs" / "results" / "mini.json").read_text()))
+    assert table in (root / "README.md").read_text()
+    assert table in (root / "docs" / "results" / "mini.md").read_text()
