@@ -116,7 +116,8 @@ def as_table(result: dict[str, Any]) -> str:
     for name in ("vanilla", "retain-only"):
         values = [fmean(world["models"][name][column] for world in result["unseen"].values()) for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} | - | - |")
-    for method, row in result["summary"].items():
+    for method in METHODS:
+        row = result["summary"][method]
         shown = [f"{row[name]:.2f}" if name in row else "never crosses" for name in COLUMNS]
         lines.append(
             f"| `{method}` | {' | '.join(shown)} | {row['crossed']} of {row['worlds']} | {row['learning_rate']} |"
