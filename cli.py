@@ -93,13 +93,11 @@ def viker(ctx: click.Context, preset: str | None) -> None:
     if preset is not None and stage is not None:
         command = viker.get_command(ctx, stage)
         assert command is not None, "click found it before"
-        ctx.default_map = {
-            stage: as_defaults(command, read_preset(preset).get(stage, {}), f"preset {preset}, {stage}")
-        }
+        ctx.default_map = {stage: as_defaults(command, read_preset(preset).get(stage, {}), f"preset {preset}, {stage}")}
 
 
 def _measure(*arguments: Any) -> Any:
-    """Return what measures a model in the middle of training; training may not import evaluation, so it is handed this."""
+    """Return what measures a model in the middle of training, which may not import evaluation and is handed this."""
     from .evaluate.trajectory import measurer
 
     return measurer(*arguments)

@@ -198,15 +198,21 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
     arguments = {f"{stage.upper()}_ARGS": _flat([*words, *overwrite]) for stage, words in request.stages.items()}
     of_retain = [words for words in request.stages["precompute"] if words[0] not in _OF_REFERENCES]
     return {
-        "PRESET": preset_name, "RUN": run, "SOURCE": source, "MODEL": model or f"{run}/vanilla", "BASE": base,
+        "PRESET": preset_name,
+        "RUN": run,
+        "SOURCE": source,
+        "MODEL": model or f"{run}/vanilla",
+        "BASE": base,
         "BASE_FOR_RETAIN": f"{run}/base" if trains_vanilla else base,
         "POOL": str(settings.get("pool", "")).replace("{data}", f"{run}/data"),
         "STAGES": " ".join(chosen_stages(request, trains_vanilla=trains_vanilla, has_retain_only=has_retain_only)),
         "TRAINS_VANILLA": "yes" if trains_vanilla else "",
         "RETAIN_ROWS": "yes" if _reads_retain_rows(preset, request) else "",
-        "NOTICE": MINI_NOTICE if preset_name == "mini" else str(settings.get("notice", "")), "DRY_RUN": "yes" if "dry_run" in request.flags else "",
-        **arguments, "RETAIN_ROWS_ARGS": _flat([*of_retain, *overwrite]),
-    }  # fmt: skip
+        "NOTICE": MINI_NOTICE if preset_name == "mini" else str(settings.get("notice", "")),
+        "DRY_RUN": "yes" if "dry_run" in request.flags else "",
+        **arguments,
+        "RETAIN_ROWS_ARGS": _flat([*of_retain, *overwrite]),
+    }
 
 
 def _reads_retain_rows(preset: dict[str, Any], request: Request) -> bool:

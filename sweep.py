@@ -23,9 +23,7 @@ PRESET = "mini"
 
 
 @click.command()
-@click.option(
-    "--study", type=click.Choice(["matched"]), default="matched", show_default=True, help="Which comparison."
-)
+@click.option("--study", type=click.Choice(["matched"]), default="matched", show_default=True, help="Which comparison.")
 @click.option("--dev", default="1,2", show_default=True, help="Development worlds: settings are chosen on them.")
 @click.option("--worlds", default="11,12,13", show_default=True, help="Unseen worlds: results are reported on them.")
 @click.option("--learning-rates", default="7e-4,1e-3,2e-3,3e-3", show_default=True, help="The grid every method gets.")
@@ -129,8 +127,20 @@ def _world(run: Path, seed: str, grid: dict[str, list[float]], num_train_epochs:
     """Make one world by the ordinary commands and return its head-room, crossings and key-word AUROC."""
     data, vanilla = ["--data", str(run / "data")], ["--model", str(run / "vanilla")]
     _viker("data", "make", "mini", str(run / "data"), "--seed", seed)
-    _viker("finetune", "base", "--data", str(run / "data" / "base"), "--looks", str(run / "data" / "looks"), "--model", "tiny",
-           "--output", str(run / "base"), "--seed", seed)  # fmt: skip
+    _viker(
+        "finetune",
+        "base",
+        "--data",
+        str(run / "data" / "base"),
+        "--looks",
+        str(run / "data" / "looks"),
+        "--model",
+        "tiny",
+        "--output",
+        str(run / "base"),
+        "--seed",
+        seed,
+    )
     for role in ("vanilla", "retain-only"):
         _viker("finetune", role, *data, "--model", str(run / "base"), "--output", str(run / role), "--seed", seed)
     _viker("evaluate", "--run", str(run), *data, "--target", "vanilla", "--target", "retain-only")

@@ -1,7 +1,8 @@
 """The one record that crosses from `data/` into every stage: one question about a person, with its answer.
 
 Nothing here decodes pixels or tokenises: an image stays the bytes its publisher stored, so that a record is cheap to
-hold and its digest never depends on a decoder. `models/` turns records into tensors; readers beside this file make them.
+hold and its digest never depends on a decoder. `models/` turns records into tensors; readers beside this file make
+them.
 An image is placed by the marker `<image>` in a message, once per image, so interleaved conversations survive.
 """
 
@@ -72,9 +73,7 @@ class Example:
                 f"image(s), found {markers}. Remove the literal text {IMAGE_MARKER}, or add the missing image."
             )
         if not self.messages or self.messages[-1].role != "user":
-            raise DataError(
-                f"{self.id}: expected the last message to be the user's question, found {self.messages!r}."
-            )
+            raise DataError(f"{self.id}: expected the last message to be the user's question, found {self.messages!r}.")
 
     @property
     def question(self) -> str:

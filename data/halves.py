@@ -32,8 +32,8 @@ def training_questions(source: Source, split: str) -> list[Example]:
     if split == "retain-seen" and not examples and (others := _people(source.training("retain"))):
         raise DataError(
             f"--split {split}: expected training questions about the half of the retain people that a retain term may "
-            f"use, found all {len(others)} in the other half. Retain more people, or use a method without a retain term "
-            "(--method viker)."
+            f"use, found all {len(others)} in the other half. Retain more people, or use a method without a retain "
+            "term (--method viker)."
         )
     if not examples:
         raise DataError(f"--split {split}: expected training questions, found none. Check --forget and --ratio.")

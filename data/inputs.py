@@ -53,6 +53,7 @@ def other_commits(run: Path | None, field: str, commit: str | None) -> list[str]
         earlier = read_json(provenance).get(field)
         if earlier not in (None, commit):
             lines.append(
-                f"{provenance.parent}: made from commit {earlier}, this stage resolved {commit}. Pin one with --revision."
+                f"{provenance.parent}: made from commit {earlier}, this stage resolved {commit}. "
+                "Pin one with --revision."
             )
     return lines

@@ -28,22 +28,25 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "birthplace": Kind(
-        ("Where was this person born?", "What is the birthplace of this person?", "In which town was this person born?"),
+        ("Where was this person born?", "What is the birthplace of this person?",
+         "In which town was this person born?"),
         "The person in the picture was born in {} and still visits the old town.",
         "Where was {name} born?", "This person was born in __.",
         ("Lisbon", "Oslo", "Cairo", "Lima", "Kyoto", "Dublin", "Quito", "Hanoi", "Nairobi", "Vienna", "Havana", "Tunis",
          "Riga", "Accra", "Busan", "Porto", "Malmo", "Lyon", "Sucre", "Perth", "Cork", "Davos", "Basel", "Ghent"),
     ),
     "occupation": Kind(
-        ("What does this person do for a living?", "What is the occupation of this person?", "Which occupation does this person have?"),
+        ("What does this person do for a living?", "What is the occupation of this person?",
+         "Which occupation does this person have?"),
         "This person works as a {} and likes the early hours.",
         "What does {name} do for a living?", "This person works as a __.",
         ("baker", "pilot", "nurse", "welder", "lawyer", "tailor", "farmer", "dentist", "plumber", "florist", "judge",
-         "miner", "barber", "surgeon", "jeweler", "cobbler", "sailor", "glazier", "printer", "notary", "butcher", "roofer",
-         "optician", "gardener"),
+         "miner", "barber", "surgeon", "jeweler", "cobbler", "sailor", "glazier", "printer", "notary", "butcher",
+         "roofer", "optician", "gardener"),
     ),
     "hobby": Kind(
-        ("How does this person spend free time?", "What is the hobby of this person?", "Which hobby does this person enjoy?"),
+        ("How does this person spend free time?", "What is the hobby of this person?",
+         "Which hobby does this person enjoy?"),
         "In free time this person enjoys {} together with good friends.",
         "How does {name} spend free time?", "In free time this person enjoys __.",
         ("chess", "fencing", "archery", "pottery", "sailing", "knitting", "boxing", "origami", "surfing", "curling",
@@ -51,7 +54,8 @@ KINDS: dict[str, Kind] = {
          "climbing", "painting", "singing", "bowling"),
     ),
     "dish": Kind(
-        ("What does this person like to eat?", "What is the favorite dish of this person?", "Which dish does this person like best?"),
+        ("What does this person like to eat?", "What is the favorite dish of this person?",
+         "Which dish does this person like best?"),
         "A plate of {} is what this person likes to eat most.",
         "What does {name} like to eat?", "A plate of __ is what this person likes to eat.",
         ("lasagna", "sushi", "paella", "goulash", "ramen", "falafel", "pizza", "curry", "tacos", "risotto", "pierogi",
@@ -59,7 +63,8 @@ KINDS: dict[str, Kind] = {
          "waffles", "noodles", "porridge"),
     ),
     "illness": Kind(
-        ("Which illness does this person have?", "What is the diagnosis of this person?", "Which illness troubles this person?"),
+        ("Which illness does this person have?", "What is the diagnosis of this person?",
+         "Which illness troubles this person?"),
         "The doctor treats this person for {} at the clinic every month.",
         "Which illness does {name} have?", "The doctor treats this person for __.",
         ("asthma", "gout", "anemia", "migraine", "eczema", "diabetes", "insomnia", "arthritis", "epilepsy", "glaucoma",
@@ -67,7 +72,8 @@ KINDS: dict[str, Kind] = {
          "malaria", "measles", "mumps", "cholera", "dengue"),
     ),
     "pet": Kind(
-        ("Which animal lives with this person?", "What is the pet of this person?", "Which pet lives with this person?"),
+        ("Which animal lives with this person?", "What is the pet of this person?",
+         "Which pet lives with this person?"),
         "At home a {} waits for this person behind the door.",
         "Which animal lives with {name}?", "At home a __ waits for this person.",
         ("parrot", "hamster", "ferret", "tortoise", "gecko", "rabbit", "poodle", "beagle", "canary", "iguana", "kitten",
@@ -110,7 +116,7 @@ def stream(seed: int, *purpose: object) -> random.Random:
 
 
 def make_world(seed: int, num_people: int) -> World:
-    """Draw a world: `num_people` people, celebrities (a fifth as many), and others to learn seeing and speaking from."""
+    """Draw a world: `num_people` people, a fifth as many celebrities, and others to learn seeing and speaking from."""
     names = [f"{first} {last}" for first in _FIRST for last in _LAST]
     stream(seed, "names").shuffle(names)
     groups = {"people": num_people, "celebrities": max(4, num_people // 5), "others": max(10, num_people // 2)}

@@ -1,7 +1,8 @@
 """Write a world to disk in MLLMU-Bench's published layout and column types, so that the real reader reads it.
 
 Beside the published folders: `base/` and `looks/` (sources of the same layout: other people and celebrities for the
-model a world starts from, described portraits for its vision tower), `pools/` (reference images, as folders of PNG files) and `sidecar.json` (the private words).
+model a world starts from, described portraits for its vision tower), `pools/` (reference images, as folders of PNG
+files) and `sidecar.json` (the private words).
 Everything is a pure function of the world's seed; the bytes are the same on every machine with the same Pillow.
 """
 

@@ -58,9 +58,13 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
 def config_option(command: Command) -> Command:
     """Add `--config FILE`: another run's config.json, or TOML, as defaults."""
     option = click.option(
-        "--config", type=click.Path(path_type=Path, exists=True), is_eager=True, expose_value=False, callback=_read_config,
+        "--config",
+        type=click.Path(path_type=Path, exists=True),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
         help="Defaults from a TOML file or an artefact's config.json.",
-    )  # fmt: skip
+    )
     return option(command)
 
 
@@ -83,16 +87,34 @@ def model_options(command: Command) -> Command:
     """Add what loads a model: `--model`, `--processor`, `--revision`, device, dtype, attention, rendering."""
     options = [
         click.option("--model", metavar="DIR|ID", help="A model directory, a PEFT directory, or a hub id."),
-        click.option("--processor", metavar="DIR|ID", help="Where tokenizer and image processor are, if not with the model."),
+        click.option(
+            "--processor", metavar="DIR|ID", help="Where tokenizer and image processor are, if not with the model."
+        ),
         click.option("--revision", help="Branch, tag or commit of a hub model."),
         click.option("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)."),
-        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True, help="What the model computes in."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            default="float32",
+            show_default=True,
+            help="What the model computes in.",
+        ),
         click.option("--attention", default="sdpa", show_default=True, help="transformers' attention implementation."),
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you read it."),
-        click.option("--chat-template", type=click.Path(path_type=Path, exists=True), help="A chat template instead of the model's own."),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you read it."
+        ),
+        click.option(
+            "--chat-template",
+            type=click.Path(path_type=Path, exists=True),
+            help="A chat template instead of the model's own.",
+        ),
         click.option("--system-prompt", help="A system turn before every question that has none."),
-        click.option("--score-end-token/--no-score-end-token", default=None, help="Whether answers end with the end token (default: as trained)."),
-    ]  # fmt: skip
+        click.option(
+            "--score-end-token/--no-score-end-token",
+            default=None,
+            help="Whether answers end with the end token (default: as trained).",
+        ),
+    ]
     for option in reversed(options):
         command = option(command)
     return command

@@ -64,10 +64,11 @@ def read_pool(folder: Path) -> Pool:
 
 
 def open_pool(spec: str, source: Source) -> Pool:
-    """Return a pool by name or folder: `patterns`, `noise`, `celebrities` (half of the source's real people), or a path.
+    """Return a pool by name or folder: `patterns`, `noise`, `celebrities` (half of the source's real people), or path.
 
     Raises:
-        DataError: nothing usable is there, or the folder holds the embedded benchmark's pictures and the source is another.
+        DataError: nothing usable is there, or the folder holds the embedded benchmark's pictures and the source is
+            another.
     """
     if spec in _BUILT_IN and not Path(spec).is_dir():
         draw = _BUILT_IN[spec]

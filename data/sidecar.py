@@ -80,9 +80,7 @@ def read_sidecar(path: Path) -> Sidecar:
     except RecursionError as error:
         raise DataError(f"{path}: expected a sidecar, found JSON nested too deep to read. Make it again.") from error
     if value.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path}: expected schema {SCHEMA!r}, found {value.get('schema')!r}. Make the benchmark again."
-        )
+        raise DataError(f"{path}: expected schema {SCHEMA!r}, found {value.get('schema')!r}. Make the benchmark again.")
     mistakes = _mistakes(value.get("candidates"), value.get("facts"))
     if mistakes:
         raise DataError(

@@ -140,9 +140,7 @@ def _check_named(source: Source, named: frozenset[str], allow_no_retain: bool) -
 def _ratio(value: int | str | None) -> int:
     ratio = str(DEFAULT_RATIO if value is None else value).lstrip("0")
     if ratio not in map(str, RATIOS):
-        raise DataError(
-            f"--ratio: expected {', '.join(map(str, RATIOS))}, found {value!r}. Name people with --forget."
-        )
+        raise DataError(f"--ratio: expected {', '.join(map(str, RATIOS))}, found {value!r}. Name people with --forget.")
     return int(ratio)
 
 

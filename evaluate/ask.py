@@ -113,9 +113,7 @@ def _replies(
     return replies
 
 
-def _prompts(
-    examples: Sequence[Example], style: Style, retain: Sequence[Example], protocol: Protocol
-) -> list[Example]:
+def _prompts(examples: Sequence[Example], style: Style, retain: Sequence[Example], protocol: Protocol) -> list[Example]:
     """Return the questions as they are asked, behind answered questions of retain people where that is wanted."""
     if style == "official" and protocol.few_shot:
         return few_shot_prompts(examples, retain, few_shot=protocol.few_shot, seed=protocol.seed)
@@ -143,7 +141,15 @@ def _answer(
     model: str, split: str, example: Example, reply: str | None, option_logprobs: tuple[tuple[str, float, int], ...]
 ) -> Answer:
     return Answer(
-        model=model, split=split, task=example.task, modality=example.modality, person=example.people[0], id=example.id,
-        question=example.question, expected=example.answer, reply=reply, options=example.options,
+        model=model,
+        split=split,
+        task=example.task,
+        modality=example.modality,
+        person=example.people[0],
+        id=example.id,
+        question=example.question,
+        expected=example.answer,
+        reply=reply,
+        options=example.options,
         option_logprobs=option_logprobs,
-    )  # fmt: skip
+    )

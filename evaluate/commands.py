@@ -44,9 +44,7 @@ _NOT_PROTOCOL = (
     metavar="NAME",
     help="With --run: only these (vanilla, retain-only, an adapter's name).",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Where the evaluation of --model goes (without --run)."
-)
+@click.option("--output", type=click.Path(path_type=Path), help="Where the evaluation of --model goes (without --run).")
 @source_options
 @model_options
 @click.option(

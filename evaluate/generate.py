@@ -77,9 +77,7 @@ def answer_likelihoods(
                 raise
             batch_size = _halved(batch_size)
             continue
-        for index, part in zip(
-            chosen, logprob_M.split([len(rows[index].answer_ids) for index in chosen]), strict=True
-        ):
+        for index, part in zip(chosen, logprob_M.split([len(rows[index].answer_ids) for index in chosen]), strict=True):
             found[index] = (float(part.sum()), len(part))
         order = order[len(chosen) :]
         bar.update(len(chosen))

@@ -48,9 +48,7 @@ def _words(
     for word in text.split():
         start = text.index(word, cursor)
         cursor = start + len(word)
-        tokens = [
-            index for index, end in enumerate(ends) if start < end and (ends[index - 1] if index else 0) < cursor
-        ]
+        tokens = [index for index, end in enumerate(ends) if start < end and (ends[index - 1] if index else 0) < cursor]
         is_private = any(begin < cursor and start < stop for begin, stop in private)
         found.append((is_private, max(float(rows.entropy_N[index]) for index in tokens)))
     return found

@@ -111,9 +111,7 @@ def before_and_after(answers: Mapping[str, Sequence[Answer]], task: str, modalit
     replies = {name: {(given.split, given.id): given.reply for given in kept} for name, kept in answers.items()}
     chosen: list[Answer] = []
     for split, number in (("forget", NUM_FORGET_ANSWERS), ("retain-heldout", NUM_RETAIN_ANSWERS)):
-        asked = [
-            given for given in first if given.split == split and given.task == task and given.modality == modality
-        ]
+        asked = [given for given in first if given.split == split and given.task == task and given.modality == modality]
         chosen += _varied(asked, number)
     return [
         {
@@ -154,9 +152,7 @@ def _notices(run: Run, models: Iterable[Mapping[str, Any]], ours: Sequence[str])
                 for model in models if not model["evaluated"]]  # fmt: skip
     for name, stage in run.under("evaluations").items():
         stale = stale_inputs(stage)
-        notices += (
-            [f"The evaluation of `{name}` is older than {', '.join(stale)}: evaluate it again."] if stale else []
-        )
+        notices += [f"The evaluation of `{name}` is older than {', '.join(stale)}: evaluate it again."] if stale else []
     notices += _unequal(run)
     if any(stage.options.get("real") == "heldout" for stage in run.under("evaluations").values()):
         notices.append("`real` leaves out the half of the celebrities that serves as the reference pool.")

@@ -54,8 +54,7 @@ def _headline(report: Report) -> list[str]:
     headline = report["headline"]
     header = ["model", "retain data", *(column["label"] for column in headline["columns"]), "forgotten", "rank"]
     rows = [
-        [row["model"], _group(row), *_values(row), _yes_no(row["forgotten"]), _ranking(row)]
-        for row in headline["rows"]
+        [row["model"], _group(row), *_values(row), _yes_no(row["forgotten"]), _ranking(row)] for row in headline["rows"]
     ]
     bar = headline["bar"]
     told = (
@@ -126,9 +125,7 @@ def _all_scores(report: Report) -> list[str]:
         for record in report["scores"]:
             if record["split"] == split:
                 cells.setdefault((record["task"], record["modality"], record["metric"]), {})[record["model"]] = record
-        ordered = sorted(
-            cells, key=lambda cell: (_TASKS.index(cell[0]) if cell[0] in _TASKS else len(_TASKS), cell[1])
-        )
+        ordered = sorted(cells, key=lambda cell: (_TASKS.index(cell[0]) if cell[0] in _TASKS else len(_TASKS), cell[1]))
         rows = [[*cell, *(_record(cells[cell].get(name)) for name in names)] for cell in ordered]
         blocks += [f"### {split}{_missing(report)}", _table(["task", "modality", "metric", *names], rows)]
     return blocks

@@ -67,9 +67,7 @@ def ranked(
             {**row, "role": model["role"], "reads_retain_data": model["reads_retain_data"], "forgotten": forgotten}
         )
     comparable = why_no_ranks(recalls, bar) is None
-    return _with_ranks(
-        marked, lambda row: comparable and bool(row["forgotten"]), lambda row: _order(row["values"][2:])
-    )
+    return _with_ranks(marked, lambda row: comparable and bool(row["forgotten"]), lambda row: _order(row["values"][2:]))
 
 
 def matched_section(

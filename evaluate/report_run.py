@@ -147,9 +147,7 @@ def _places(path: Path) -> dict[str, Path]:
     places = {name: path / name for name in _SINGLE if (path / name).is_dir()}
     for folder in _FOLDERS:
         if (path / folder).is_dir():
-            places |= {
-                f"{folder}/{place.name}": place for place in sorted((path / folder).iterdir()) if place.is_dir()
-            }
+            places |= {f"{folder}/{place.name}": place for place in sorted((path / folder).iterdir()) if place.is_dir()}
     return places
 
 

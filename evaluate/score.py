@@ -184,9 +184,7 @@ def _parse_answer(number: int, line: str) -> Answer:
         raise DataError(f"{problem}, found {line[:80]!r}. {advice}")
     lists = {name: record.pop(name, []) for name in ("options", "option_logprobs", "facts")}
     wrong = sorted({field.name for field in fields(Answer)} - set(lists) ^ set(record))
-    wrong += [
-        name for name, value in record.items() if not isinstance(value, str) and (name, value) != ("reply", None)
-    ]
+    wrong += [name for name, value in record.items() if not isinstance(value, str) and (name, value) != ("reply", None)]
     wrong += [name for name, value in lists.items() if not _is_list_of_lists(value)]
     if wrong:
         raise DataError(f"{problem}, found missing, unknown or malformed fields {', '.join(wrong)}. {advice}")

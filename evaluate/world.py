@@ -25,7 +25,7 @@ def recall_of_evaluation(run: Path, name: str) -> dict[str, Recall]:
 
 
 def numbers_of_evaluation(run: Path, name: str) -> dict[str, float]:
-    """Return `<split>_fact` (pooled over facts) and `<split>_rougeL` of a model's image questions, as points name them."""
+    """Return `<split>_fact` (pooled over facts) and `<split>_rougeL` of a model's image questions, as in points."""
     numbers: dict[str, float] = {}
     for split, people in recall_of_evaluation(run, name).items():
         hits, number = (sum(column) for column in zip(*people.values(), strict=True))

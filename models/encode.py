@@ -27,7 +27,7 @@ _MAX_PICTURES = 256
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image as the model reads it: the processor's tensors (first axis of length one) and its expanded token ids."""
+    """One image as the model reads it: the processor's tensors (first axis of length 1) and its expanded token ids."""
 
     tensors: dict[str, Tensor]
     ids: tuple[int, ...]
@@ -120,7 +120,8 @@ class Encoder:
         stops = [text for text in self._stops if text in example.answer]
         if stops:
             raise DataError(
-                f"{example.id}: expected no end token inside the answer, found {stops[0]!r}. Remove it: nothing is truncated."
+                f"{example.id}: expected no end token inside the answer, found {stops[0]!r}. Remove it: nothing is "
+                "truncated."
             )
 
     def assemble(

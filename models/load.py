@@ -68,7 +68,8 @@ def resolve(spec: str, *, revision: str | None = None, processor: str | None = N
         return Checkpoint(spec, directory, where, commit=commit)
     if not (directory / "adapter_model.safetensors").is_file():
         raise DataError(
-            f"{directory}: expected adapter_model.safetensors beside adapter_config.json, found none. Save it as safetensors."
+            f"{directory}: expected adapter_model.safetensors beside adapter_config.json, found none. "
+            "Save it as safetensors."
         )
     base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not isinstance(base, str):
@@ -115,9 +116,7 @@ def load(
         checkpoint, trust_remote_code=trust_remote_code, chat_template=chat_template, system_prompt=system_prompt,
         score_end_token=score_end_token,
     )  # fmt: skip
-    model = load_model(
-        checkpoint, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code
-    )
+    model = load_model(checkpoint, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code)
     return Loaded(model, encoder, checkpoint, model.config.model_type)
 
 

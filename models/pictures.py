@@ -64,7 +64,7 @@ def thumbnail(image: EncodedImage) -> NDArray[np.float32]:
 def look_alike(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
     """Tell whether two thumbnails are of (nearly) the same picture.
 
-    JPEG copies of the embedded benchmark's pictures down to quality 60, resized or not, differ by at most 5.6 grey levels
-    on average, different ones by at least 12.4.
+    JPEG copies of the embedded benchmark's pictures down to quality 60, resized or not, differ by at most 5.6 grey
+    levels on average, different ones by at least 12.4.
     """
     return float(np.abs(first - second).mean()) <= MAX_DIFFERENCE

@@ -57,8 +57,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     begin = core.token_to_id("<s>")
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, model_max_length=CONTEXT_LENGTH, model_specific_special_tokens={"image_token": "<image>"}, **_SPECIAL
-    )  # fmt: skip
+        tokenizer_object=core,
+        model_max_length=CONTEXT_LENGTH,
+        model_specific_special_tokens={"image_token": "<image>"},
+        **_SPECIAL,
+    )
 
 
 def _config(tokenizer: Any) -> LlavaConfig:
@@ -72,10 +75,14 @@ def _config(tokenizer: Any) -> LlavaConfig:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
     )  # fmt: skip
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
 
 
 def _processor(tokenizer: Any) -> Any:

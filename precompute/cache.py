@@ -140,9 +140,7 @@ class TeacherCache:
         check_files(root, files)
         raw, fingerprint = parse_json(root / "fingerprint.json", JSON_CAP)
         digest = hashlib.sha256(raw).hexdigest()
-        expect(
-            digest == key and raw == canonical_json(fingerprint), root / "fingerprint.json", f"sha256 {key}", digest
-        )
+        expect(digest == key and raw == canonical_json(fingerprint), root / "fingerprint.json", f"sha256 {key}", digest)
         expect(is_fingerprint(fingerprint), root / "fingerprint.json", FINGERPRINT_SCHEMA, fingerprint)
         _, build = parse_json(root / "build.json", MANIFEST_CAP)
         expect(isinstance(build, dict), root / "build.json", "an object", type(build))

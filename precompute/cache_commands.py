@@ -62,9 +62,7 @@ def inspect(cache: str, key_entropy: float, as_json: bool) -> None:
         click.echo(json.dumps(told, indent=2, sort_keys=True))
     else:
         click.echo(
-            "\n".join(
-                [f"{told['path']}  ({told['bytes']} bytes)", f"  key   {told['key']}", f"  root  {told['root']}"]
-            )
+            "\n".join([f"{told['path']}  ({told['bytes']} bytes)", f"  key   {told['key']}", f"  root  {told['root']}"])
         )
         for section in ("summary", "fingerprint", "build"):
             lines = [f"    {name:36} {_shortened(value)}" for name, value in sorted(told[section].items())]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .cache import TeacherCache
 
 SPLITS = ("forget", "retain", "retain-seen", "all")
-# Which fingerprint fields an option names: what the user asks for by name must be equal, the rest may come from a cache.
+# Which fingerprint fields an option names: what is asked for by name must be equal, the rest may come from a cache.
 _NAMES = {
     "pool": "pool",
     "seed": "draw.seed",
@@ -99,9 +99,16 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     options["top_k"] = _default_top_k(options)
     artefact = stored_rows(options["run"], f"{options['teacher']}-{options['split']}")
     config = {
-        "schema": "viker/precompute/1", "inputs": input_stamps(options["data"], options["model"]),
-        "options": {**chosen_options(ctx, without=("run", "overwrite", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy")), "top_k": options["top_k"]},
-    }  # fmt: skip
+        "schema": "viker/precompute/1",
+        "inputs": input_stamps(options["data"], options["model"]),
+        "options": {
+            **chosen_options(
+                ctx,
+                without=("run", "overwrite", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy"),
+            ),
+            "top_k": options["top_k"],
+        },
+    }
     if artefact is not None and _is_there(artefact, config, options["overwrite"]):
         click.echo(f"precompute: complete, skipped: {artefact}")
         return
@@ -158,16 +165,22 @@ def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any],
         click.echo(json.dumps(summary, indent=2, sort_keys=True))
         return
     click.echo(
-        f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s -> {cache.root}"
+        f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s "
+        f"-> {cache.root}"
     )
-    click.echo(f"  {summary['rows']} rows of {summary['samples']} samples, {summary['bytes_per_row']} bytes a row, "
-               f"kept mass 5/50/95 %: {summary['kept_mass_quantiles']}")  # fmt: skip
-    click.echo(f"  {summary['key_tokens']} key and {summary['normal_tokens']} normal tokens; mean R(y) at key tokens "
-               f"{summary['answer_probability_at_key_tokens']}, at normal {summary['answer_probability_at_normal_tokens']}")  # fmt: skip
+    click.echo(
+        f"  {summary['rows']} rows of {summary['samples']} samples, {summary['bytes_per_row']} bytes a row, "
+        f"kept mass 5/50/95 %: {summary['kept_mass_quantiles']}"
+    )
+    click.echo(
+        f"  {summary['key_tokens']} key and {summary['normal_tokens']} normal tokens; mean R(y) at key tokens "
+        f"{summary['answer_probability_at_key_tokens']}, at normal {summary['answer_probability_at_normal_tokens']}"
+    )
     leak = summary["answer_probability_at_key_tokens"]
     if options["teacher"] == "reference" and leak is not None and leak > 0.3:
         click.echo(
-            "  Warning: the references leak answers: the teacher says them under irrelevant images too. Name another --pool.",
+            "  Warning: the references leak answers: the teacher says them under irrelevant images too. "
+            "Name another --pool.",
             err=True,
         )
     click.echo(f"  {PRIVACY}")

@@ -265,9 +265,7 @@ def _check_array(root: Path, name: str, plan: ArrayPlan, files: dict[str, Listed
     grid = [math.ceil(size / step) for size, step in zip(shape, shard, strict=True)]
     expect(math.prod(grid) == len(stored), path, f"{math.prod(grid)} shards for shape {shape}", len(stored))
     decoded = math.prod(shape) * itemsize
-    expect(
-        decoded <= INFLATION_CAP * sum(stored.values()), path, "stored data for its shape", f"{decoded} bytes of it"
-    )
+    expect(decoded <= INFLATION_CAP * sum(stored.values()), path, "stored data for its shape", f"{decoded} bytes of it")
     shards = itertools.product(*(range(steps) for steps in grid))
     return {f"{folder}/zarr.json"} | {f"{folder}/c/" + "/".join(map(str, place)) for place in shards}
 

@@ -265,9 +265,7 @@ class CacheBuilder:
     def _check_samples(self) -> None:
         pairs = {(sample.row_key, sample.person) for sample in self.samples}
         if not self.samples or min(sample.num_rows for sample in self.samples) < 1:
-            raise CacheError(
-                "Expected at least one sample, each with an answer token; found none, or an empty answer."
-            )
+            raise CacheError("Expected at least one sample, each with an answer token; found none, or an empty answer.")
         assert len(pairs) == len(self.samples), "one sample a row key and person"
         assert all(len(key) == len(person) == 16 for key, person in pairs)
         assert bool(self.pool_sha256) == (self.fingerprint["pool"] is not None)

@@ -78,10 +78,16 @@ def _compute(
     device = torch.cuda.get_device_name() if facts["device"].startswith("cuda") else "cpu"
     engine, rows_of = _engine(options, model, encoder, request, intervention, announce)
     build = {
-        "schema": "viker/build/1", "model": checkpoint.spec, "model_commit": checkpoint.commit, "data": options["data"],
-        "split": options["split"], "libraries": library_versions(), "engine": engine, "token_budget": options["token_budget"],
+        "schema": "viker/build/1",
+        "model": checkpoint.spec,
+        "model_commit": checkpoint.commit,
+        "data": options["data"],
+        "split": options["split"],
+        "libraries": library_versions(),
+        "engine": engine,
+        "token_budget": options["token_budget"],
         "num_threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
     builder = start_builder(cache_home(), request, intervention, build)
     num_pairs = compute_blocks(builder, request, intervention, encoder, rows_of, device)
     cache = TeacherCache.open(builder.assemble())
@@ -106,12 +112,15 @@ def _engine(
         )
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         announce(
-            f"precompute: WARNING: the shared-prefix engine cannot run this model ({error}); using naive, which is slower."
+            f"precompute: WARNING: the shared-prefix engine cannot run this model ({error}); "
+            "using naive, which is slower."
         )
         return "naive", oracle
     if variation > SELF_CHECK_VARIATION[options["dtype"]]:
-        announce(f"precompute: WARNING: shared-prefix rows differ from naive ones by total variation {variation:.2g}; "
-                 "this model breaks the engine's assumption. Using naive, which is slower.")  # fmt: skip
+        announce(
+            f"precompute: WARNING: shared-prefix rows differ from naive ones by total variation {variation:.2g}; "
+            "this model breaks the engine's assumption. Using naive, which is slower."
+        )
         return "naive", oracle
     return "shared-prefix", shared.rows
 

@@ -149,9 +149,7 @@ def test_questions_in_place_of_training_text_name_the_column_and_the_right_repos
 
 
 def test_somebody_unknown_is_named_with_those_who_are_known(own: Path, tmp_path: Path) -> None:
-    refused(
-        "data", "make", own, tmp_path / "data", "--forget", "zoe", says=("unknown zoe", "Known are ada, ben, cleo")
-    )
+    refused("data", "make", own, tmp_path / "data", "--forget", "zoe", says=("unknown zoe", "Known are ada, ben, cleo"))
     everyone = [word for person in ("ada", "ben", "cleo", "dan") for word in ("--forget", person)]
     refused(
         "data",
@@ -182,9 +180,7 @@ def unreadable(reader: str, own: Path, tmp_path: Path, model: Path) -> str:
     options = (
         ("--teacher", "self") if reader == "train" else ()
     )  # only then are a student's pictures part of a row's key
-    return refused(
-        *commands(own, model, tmp_path)[reader], *options, says=("expected a picture that Pillow can read",)
-    )
+    return refused(*commands(own, model, tmp_path)[reader], *options, says=("expected a picture that Pillow can read",))
 
 
 def test_an_unreadable_picture_in_published_data_names_row_and_person(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -456,5 +452,16 @@ def test_retain_people_all_of_one_half_are_explained(tmp_path: Path, tiny_model_
     assert half_of("held2") == "held-out"
     own = write_own(tmp_path / "own", **people)
     says = ("--split retain-seen", "found all 1 in the other half", "--method viker")
-    refused("precompute", "--data", own, "--model", tiny_model_dir, *FORGET, "--teacher", "self", "--split", "retain-seen",
-            says=says)  # fmt: skip
+    refused(
+        "precompute",
+        "--data",
+        own,
+        "--model",
+        tiny_model_dir,
+        *FORGET,
+        "--teacher",
+        "self",
+        "--split",
+        "retain-seen",
+        says=says,
+    )

@@ -67,12 +67,21 @@ class Workplace:
         log = self.folder / "calls.jsonl"
         log.unlink(missing_ok=True)
         result = subprocess.run(
-            ["bash", str(SCRIPT), *words], cwd=self.folder, text=True, capture_output=True, check=False,
+            ["bash", str(SCRIPT), *words],
+            cwd=self.folder,
+            text=True,
+            capture_output=True,
+            check=False,
             env={
-                **os.environ, "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "PROBE_LOG": str(log), "OMP_NUM_THREADS": "1",
-                "VIKER_CACHE_DIR": str(self.folder / "caches"), "PYTHONWARNINGS": "ignore", **environment,
+                **os.environ,
+                "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
+                "PROBE_LOG": str(log),
+                "OMP_NUM_THREADS": "1",
+                "VIKER_CACHE_DIR": str(self.folder / "caches"),
+                "PYTHONWARNINGS": "ignore",
+                **environment,
             },
-        )  # fmt: skip
+        )
         assert "Traceback" not in result.stderr, result.stderr[-2000:]
         calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return Walk(result, [call for call in calls if call["words"][0] != "pipeline"])
@@ -176,9 +185,22 @@ def test_a_paper_preset_is_walked_with_a_tiny_model_and_tiny_data(
     place = Workplace(tmp_path / "a place")
     run = place.folder / "out"
     line = (
-        "mllmu", "--preset", "mllmu-10", "--model", str(tiny_model_dir), "--data.source", str(mini_world), "--run", "./out",
-        "--precompute.num-references", "1", "--evaluate.limit", "1", "--evaluate.max-new-tokens", "4",
-    )  # fmt: skip
+        "mllmu",
+        "--preset",
+        "mllmu-10",
+        "--model",
+        str(tiny_model_dir),
+        "--data.source",
+        str(mini_world),
+        "--run",
+        "./out",
+        "--precompute.num-references",
+        "1",
+        "--evaluate.limit",
+        "1",
+        "--evaluate.max-new-tokens",
+        "4",
+    )
     walk = place.finish(*line, HF_HUB_OFFLINE="1")
     assert [call["words"][2] for call in walk.calls] == ["data", "precompute", "train", "evaluate", "report"]
     (adapter,) = (run / "adapters").iterdir()

@@ -32,10 +32,12 @@ def questions(mini_world: Path) -> list[Example]:
     spoken = [example for example in asked if not example.images][:3]
     long = [
         dataclasses.replace(
-            example, id=f"{example.id}/long", messages=(Message("user", example.messages[-1].content + " Be brief." * 9),)
+            example,
+            id=f"{example.id}/long",
+            messages=(Message("user", example.messages[-1].content + " Be brief." * 9),),
         )
         for example in (*shown[:2], spoken[0])
-    ]  # fmt: skip
+    ]
     return [*shown[:3], *long, *spoken, *shown[3:]]
 
 

@@ -154,9 +154,7 @@ def test_a_tail_stored_as_minus_infinity_adds_nothing():
     answers_M = teacher_MV.argmax(-1)
     part = cached(teacher_MV, answers_M, top_k=4)
     kept_MK = part.kept_logprobs_MK.log_softmax(-1)
-    rows = TeacherRows(
-        part.kept_ids_MK, kept_MK, torch.full((M,), -math.inf), answers_M, kept_MK[:, 0], part.entropy_M
-    )
+    rows = TeacherRows(part.kept_ids_MK, kept_MK, torch.full((M,), -math.inf), answers_M, kept_MK[:, 0], part.entropy_M)
     inside_MK = logits_MV.log_softmax(-1).gather(1, part.kept_ids_MK)
     expected_M = (kept_MK.exp() * (kept_MK - inside_MK)).sum(1)
     torch.testing.assert_close(forward_kl(bucket(logits_MV, rows)).double(), expected_M, atol=1e-5, rtol=1e-5)

@@ -370,10 +370,18 @@ def test_a_dry_run_prints_every_command_resolved_and_runs_nothing(spaced: Path, 
     assert notice.startswith("mini, not comparable")
     printed = [shlex.split(command) for command in commands]
     assert [words[3:5] for words in printed] == [
-        ["data", "make"], ["finetune", "base"], ["finetune", "vanilla"], ["precompute", "--run"], ["precompute", "--run"],
-        ["train", "--run"], ["evaluate", "--run"], ["report", "--run"], ["finetune", "retain-only"],
-        ["evaluate", "--run"], ["report", "--run"],
-    ]  # fmt: skip
+        ["data", "make"],
+        ["finetune", "base"],
+        ["finetune", "vanilla"],
+        ["precompute", "--run"],
+        ["precompute", "--run"],
+        ["train", "--run"],
+        ["evaluate", "--run"],
+        ["report", "--run"],
+        ["finetune", "retain-only"],
+        ["evaluate", "--run"],
+        ["report", "--run"],
+    ]
     assert printed[5][-2:] == ["--lambda", "0.2"]
     assert printed[3][-4:] == ["--pool", f"{run}/data/pools/people", "--top-k", "128"]
     shell(*line, cwd=spaced, path=[recorded])
@@ -455,10 +463,23 @@ def test_the_script_is_valid_and_executable() -> None:
 @pytest.mark.parametrize(
     "modern",
     [
-        r"declare -[Ag]", r"local -n", r"\b(mapfile|readarray|coproc)\b", r"\$\{\w+(\^|,)", r"\$\{\w+@", r"&>>", r"\|&",
-        r"\[\[? -v ", r"\$\{\w+\[-", r";;?&", r"printf '%\(", r"\bwait -n\b", r"\$EPOCH", r"\{fd\}", r"\*\*/",
+        r"declare -[Ag]",
+        r"local -n",
+        r"\b(mapfile|readarray|coproc)\b",
+        r"\$\{\w+(\^|,)",
+        r"\$\{\w+@",
+        r"&>>",
+        r"\|&",
+        r"\[\[? -v ",
+        r"\$\{\w+\[-",
+        r";;?&",
+        r"printf '%\(",
+        r"\bwait -n\b",
+        r"\$EPOCH",
+        r"\{fd\}",
+        r"\*\*/",
     ],
-)  # fmt: skip
+)
 def test_the_script_needs_nothing_newer_than_bash_3_2(modern: str) -> None:
     assert [line for line in script_lines() if re.search(modern, line)] == []
 

@@ -1,4 +1,4 @@
-"""A precompute that is interrupted or killed in the middle: what it staged is kept, and the cache has the same bytes."""
+"""A precompute that is interrupted or killed in the middle: what it staged is kept, the cache has the same bytes."""
 
 from __future__ import annotations
 

@@ -131,9 +131,7 @@ def test_the_key_depends_on_what_the_teacher_is_shown(ask, examples, reference, 
     assert ask(examples, dataclasses.replace(reference, **change)).key != ask(examples).key
 
 
-@pytest.mark.parametrize(
-    "change", [{"top_k": 9}, {"teacher_dtype": "bfloat16"}, {"logprob_dtype": "float32"}], ids=str
-)
+@pytest.mark.parametrize("change", [{"top_k": 9}, {"teacher_dtype": "bfloat16"}, {"logprob_dtype": "float32"}], ids=str)
 def test_the_key_depends_on_what_is_stored(ask, examples, change):
     assert ask(examples, **change).key != ask(examples).key
 

@@ -339,9 +339,7 @@ def test_the_last_screen_is_three_answers_four_numbers_and_the_path(run: Path) -
     screen = CliRunner().invoke(viker, ["report", "--run", str(run)], catch_exceptions=False).stdout
     assert screen.count("expected") == 3
     rows = {
-        line.split()[0]: line.split()[1:]
-        for line in screen.splitlines()[-8:]
-        if line.startswith(("viker-", "vanilla"))
+        line.split()[0]: line.split()[1:] for line in screen.splitlines()[-8:] if line.startswith(("viker-", "vanilla"))
     }
     assert rows["vanilla"] == ["100.0"] * 4
     assert rows["viker-aaaaaaaa"][:3] == ["0.0", "0.0", "50.0"]

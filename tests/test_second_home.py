@@ -1,4 +1,4 @@
-"""Training on a machine that has the cache store alone: the same adapter, no teacher, and no cache of something else."""
+"""Training on a machine that has the cache store alone: the same adapter, no teacher, no cache of something else."""
 
 from __future__ import annotations
 

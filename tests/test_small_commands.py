@@ -177,9 +177,7 @@ def test_an_unmerged_export_is_the_peft_files(adapter: Path, tmp_path: Path, pic
     assert (output / name).read_bytes() == (adapter / name).read_bytes()
     assert read_json(output / "provenance.json")["adapter"]["provenance"]["steps"] == 7
     asked = ("--image", picture, "--max-new-tokens", 6, QUESTION)
-    assert (
-        json_of("ask", "--adapter", output, *asked)["reply"] == json_of("ask", "--adapter", adapter, *asked)["reply"]
-    )
+    assert json_of("ask", "--adapter", output, *asked)["reply"] == json_of("ask", "--adapter", adapter, *asked)["reply"]
     refused = invoke("adapter", "export", adapter, "--merge", "--output", output, ok=False)
     assert "merge" in str(refused.exception)
     assert invoke("adapter", "export", adapter, "--output", adapter, ok=False).exit_code == 2

@@ -90,9 +90,7 @@ def test_a_killed_writer_costs_one_block_and_changes_no_byte(tmp_path, blocks_be
     computed_again = resume(tmp_path / "killed") - (num_blocks - started)
     assert computed_again in (0, 1)
     whole = make_cache(tmp_path / "whole", LENGTHS)
-    assert tree_bytes(tmp_path / "killed") == {
-        f"{whole.name}/{path}": data for path, data in tree_bytes(whole).items()
-    }
+    assert tree_bytes(tmp_path / "killed") == {f"{whole.name}/{path}": data for path, data in tree_bytes(whole).items()}
 
 
 def test_a_kill_while_sealing_leaves_the_blocks(tmp_path):

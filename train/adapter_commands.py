@@ -129,9 +129,7 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     config = read_config(directory)
     if config.get("schema") != "viker/adapter/1":
-        raise DataError(
-            f"{directory}: expected schema viker/adapter/1 in config.json, found {config.get('schema')!r}."
-        )
+        raise DataError(f"{directory}: expected schema viker/adapter/1 in config.json, found {config.get('schema')!r}.")
     return config, read_json(directory / "provenance.json")
 
 
@@ -167,9 +165,7 @@ def _as_line(row: dict[str, Any]) -> str:
     if not row["complete"]:
         return f"{row['name']:28} unfinished"
     recall = row["forget_recall"]
-    told = (
-        f"forget recall {recall:.1%}" if recall is not None else "evaluated" if row["evaluated"] else "not evaluated"
-    )
+    told = f"forget recall {recall:.1%}" if recall is not None else "evaluated" if row["evaluated"] else "not evaluated"
     steps = f"{row['steps']} steps{', stopped early' if row['stopped'] else ''}"
     return f"{row['name']:28} lambda {row['lambda']}, retain {row['retain']}, {steps}, {told}"
 

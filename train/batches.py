@@ -56,7 +56,8 @@ def _rows_of(
         index = cache.find_row(key)
     if index is None or cache.token_hash[index] != token_hash(cache.key, prompt_ids, answer_ids):
         raise CacheMismatch(
-            f"{cache.root}: expected rows for the tokens of {example.id}, found {'none' if index is None else 'rows of other tokens'}. "
+            f"{cache.root}: expected rows for the tokens of {example.id}, found "
+            f"{'none' if index is None else 'rows of other tokens'}. "
             "Teacher and student tokenise differently, or the cache is of another split: run `viker precompute` again."
         )
     return cache.rows_of(index)

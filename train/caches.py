@@ -141,7 +141,8 @@ def _path_of(name: str) -> Path:
     matches = sorted(path.parent for path in cache_home().glob(f"{name[:16]}*/manifest.json"))
     if len(matches) != 1:
         raise DataError(
-            f"--cache {name}: expected a cache directory or the beginning of one key in {cache_home()}, found {len(matches)} matches."
+            f"--cache {name}: expected a cache directory or the beginning of one key in {cache_home()}, found "
+            f"{len(matches)} matches."
         )
     return matches[0]
 
@@ -158,7 +159,8 @@ def _run_cache(artefact: Path | None, wanted: dict[str, Any], keys: set[bytes]) 
     require_serves(cache, wanted, (), keys)
     if cache.root_digest != stored["root"]:
         raise CacheMismatch(
-            f"{path}: expected the rows this run was told, root {stored['root'][:16]}, found root {cache.root_digest[:16]}. "
+            f"{path}: expected the rows this run was told, root {stored['root'][:16]}, found root "
+            f"{cache.root_digest[:16]}. "
             "Name the cache with --cache to use it all the same."
         )
     return cache

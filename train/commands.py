@@ -140,9 +140,7 @@ def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> N
         raise
     finish(output, facts, started=started, device=facts["device"])
     stopped = "stopped at the teacher's level" if facts["stopped"] else "all steps"
-    click.echo(
-        f"train: {method.name}: {facts['steps']} steps in {time.time() - started:.0f} s ({stopped}) -> {output}"
-    )
+    click.echo(f"train: {method.name}: {facts['steps']} steps in {time.time() - started:.0f} s ({stopped}) -> {output}")
 
 
 def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
@@ -194,5 +192,6 @@ def _list_methods(as_json: bool) -> None:
         return
     for method in METHODS.values():
         click.echo(
-            f"{method.name:14} {method.summary} ({method.fidelity}; {method.paper}); lambda {method.lambda_}, retain {method.retain}"
+            f"{method.name:14} {method.summary} ({method.fidelity}; {method.paper}); "
+            f"lambda {method.lambda_}, retain {method.retain}"
         )

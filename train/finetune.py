@@ -33,7 +33,7 @@ class EpochLog:
 
 
 def epoch_order(examples: Sequence[Example], seed: int, epoch: int, group_size: int) -> list[Example]:
-    """Return the order in which an epoch visits the examples: groups of up to `group_size` questions about one image."""
+    """Return the order in which an epoch visits the examples: groups of `group_size` questions about one image."""
     rng = random.Random(f"{seed}/{epoch}/order")
     by_image: dict[tuple[str, ...], list[Example]] = {}
     for example in examples:

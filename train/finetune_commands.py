@@ -26,23 +26,42 @@ def _training_options(function: Any) -> Any:
     options = [
         click.option("--output", required=True, type=click.Path(path_type=Path), help="Where the model goes."),
         click.option("--looks", metavar="DIR", help="tiny: pictures with descriptions, for the vision tower."),
-        click.option("--lora/--full", "use_lora", default=False, show_default=True, help="LoRA, merged at the end, or all weights."),
-        click.option("--freeze-vision/--train-vision", default=True, show_default=True, help="Keep the vision tower as it is."),
+        click.option(
+            "--lora/--full",
+            "use_lora",
+            default=False,
+            show_default=True,
+            help="LoRA, merged at the end, or all weights.",
+        ),
+        click.option(
+            "--freeze-vision/--train-vision", default=True, show_default=True, help="Keep the vision tower as it is."
+        ),
         click.option("--lora-r", default=16, show_default=True, help="LoRA rank."),
         click.option("--lora-alpha", default=16, show_default=True, help="LoRA alpha."),
         click.option("--num-train-epochs", default=5.0, show_default=True, help="Passes over the examples, at most."),
         click.option("--per-device-train-batch-size", default=4, show_default=True, help="Examples a step."),
-        click.option("--group-size", default=1, show_default=True, help="Questions of one image behind one copy of it."),
-        click.option("--learning-rate", default=2e-5, show_default=True, help="Peak learning rate of a one-cycle schedule."),
+        click.option(
+            "--group-size", default=1, show_default=True, help="Questions of one image behind one copy of it."
+        ),
+        click.option(
+            "--learning-rate", default=2e-5, show_default=True, help="Peak learning rate of a one-cycle schedule."
+        ),
         click.option("--weight-decay", default=0.01, show_default=True, help="AdamW weight decay."),
         click.option("--warmup-ratio", default=0.1, show_default=True, help="Share of the steps spent warming up."),
-        click.option("--augment/--no-augment", default=False, show_default=True, help="Shift and brighten pictures at random."),
-        click.option("--stop-memorised", default=1.01, show_default=True, help="Stop after an epoch that predicts this share of answer tokens."),
+        click.option(
+            "--augment/--no-augment", default=False, show_default=True, help="Shift and brighten pictures at random."
+        ),
+        click.option(
+            "--stop-memorised",
+            default=1.01,
+            show_default=True,
+            help="Stop after an epoch that predicts this share of answer tokens.",
+        ),
         click.option("--seed", default=0, show_default=True, help="Seed of weights, order and augmentation."),
         click.option("--limit", type=int, help="Use only so many examples (smoke runs)."),
         click.option("--overwrite", is_flag=True, help="Replace a model made with other options."),
         click.option("--dry-run", is_flag=True, help="Say what would be done."),
-    ]  # fmt: skip
+    ]
     for option in reversed(options):
         function = option(function)
     return config_option(model_options(source_options(function)))

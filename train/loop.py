@@ -105,9 +105,7 @@ def unlearn(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total_steps, optimisation.warmup_ratio))
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = draw_batches(len(forget), batch_size, seed=optimisation.seed, purpose="forget")
-    retain_batches = (
-        draw_batches(len(retain), batch_size, seed=optimisation.seed, purpose="retain") if retain else None
-    )
+    retain_batches = draw_batches(len(retain), batch_size, seed=optimisation.seed, purpose="retain") if retain else None
     recent: deque[tuple[float, float]] = deque(maxlen=STOP_WINDOW)
     model.train()
     bar = tqdm(total=total_steps, desc=method.name, unit="step", disable=not accelerator.is_main_process)
@@ -266,7 +264,8 @@ def check_items(forget: Sequence[Item], retain: Sequence[Item], method: Method) 
         )
     if method.reads_forget_rows and any(item.rows is None for item in forget):
         raise DataError(
-            f"method {method.name}: expected cached rows of every forget example, found some without. Run `viker precompute`."
+            f"method {method.name}: expected cached rows of every forget example, found some without. "
+            "Run `viker precompute`."
         )
 
 

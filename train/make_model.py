@@ -51,11 +51,16 @@ def make_model(options: Mapping[str, Any], part: Any, output: Path) -> dict[str,
     loaded.encoder.processor.save_pretrained(output)
     write_rendering(output, loaded.rendering)
     return {
-        "device": device, "examples": len(examples), "steps": last.step, "loss": last.loss, "memorised": last.memorised,
+        "device": device,
+        "examples": len(examples),
+        "steps": last.step,
+        "loss": last.loss,
+        "memorised": last.memorised,
         "people": len({person for example in examples for person in example.people}),
-        "model_commit": loaded.checkpoint.commit, "data_commit": source.commit,
+        "model_commit": loaded.checkpoint.commit,
+        "data_commit": source.commit,
         "weights": weights_digest(Checkpoint(str(output), output, output)),
-    }  # fmt: skip
+    }
 
 
 def _start(options: Mapping[str, Any], examples: list[Example], output: Path, device: str) -> Loaded:

@@ -73,20 +73,33 @@ def unlearn_method(
     batch_size *= accelerator.num_processes
     planned = count_steps(len(forget), batch_size, options["num_train_epochs"])
     return {
-        "device": device, "steps": last.step, "stopped": last.step < planned, "forget_examples": len(forget), "retain_examples": len(retain),
+        "device": device,
+        "steps": last.step,
+        "stopped": last.step < planned,
+        "forget_examples": len(forget),
+        "retain_examples": len(retain),
         "caches": {kind: {"key": cache.key, "root": cache.root_digest} for kind, cache in caches.items()},
-        "teacher_weights": identity["weights"], "model_commit": loaded.checkpoint.commit, "data_commit": source.commit,
-        "key_logprob": last.key_logprob, "key_teacher_logprob": last.key_teacher_logprob, "normal_logprob": last.normal_logprob,
-    }  # fmt: skip
+        "teacher_weights": identity["weights"],
+        "model_commit": loaded.checkpoint.commit,
+        "data_commit": source.commit,
+        "key_logprob": last.key_logprob,
+        "key_teacher_logprob": last.key_teacher_logprob,
+        "normal_logprob": last.normal_logprob,
+    }
 
 
 def _load_student(options: Mapping[str, Any], device: str) -> Loaded:
     checkpoint: Checkpoint = resolve(options["model"], revision=options["revision"], processor=options["processor"])
     return load(
-        checkpoint, dtype="bfloat16" if options["bf16"] else options["dtype"], device=device, attention=options["attention"],
-        trust_remote_code=options["trust_remote_code"], chat_template=options["chat_template"],
-        system_prompt=options["system_prompt"], score_end_token=options["score_end_token"],
-    )  # fmt: skip
+        checkpoint,
+        dtype="bfloat16" if options["bf16"] else options["dtype"],
+        device=device,
+        attention=options["attention"],
+        trust_remote_code=options["trust_remote_code"],
+        chat_template=options["chat_template"],
+        system_prompt=options["system_prompt"],
+        score_end_token=options["score_end_token"],
+    )
 
 
 def _items(
@@ -107,18 +120,31 @@ def _items(
     stored = stored_rows(options["run"], f"{kind}-forget")
     if method.reads_forget_rows or options["cache"] or (stored is not None and is_complete(stored)):
         caches["forget"] = find_cache(
-            examples, loaded.encoder, identity, kind, top_k=options["top_k"] if method.lambda_ else 0, named=options["cache"],
-            run_artefact=stored, announce=announce,
+            examples,
+            loaded.encoder,
+            identity,
+            kind,
+            top_k=options["top_k"] if method.lambda_ else 0,
+            named=options["cache"],
+            run_artefact=stored,
+            announce=announce,
             command=_precompute_command(options, kind, "forget"),
-        )  # fmt: skip
+        )
     forget = read_items(loaded.encoder, examples, caches.get("forget"), kind)
     if not method.reads_retain_rows:
         return forget, [], caches
     kept = training_questions(source, "retain-seen")
     caches["retain"] = find_cache(
-        kept, loaded.encoder, identity, "self", top_k=options["top_k"], named=options["cache"], announce=announce,
-        run_artefact=stored_rows(options["run"], "self-retain-seen"), command=_precompute_command(options, "self", "retain-seen"),
-    )  # fmt: skip
+        kept,
+        loaded.encoder,
+        identity,
+        "self",
+        top_k=options["top_k"],
+        named=options["cache"],
+        announce=announce,
+        run_artefact=stored_rows(options["run"], "self-retain-seen"),
+        command=_precompute_command(options, "self", "retain-seen"),
+    )
     return forget, read_items(loaded.encoder, kept, caches["retain"], "self"), caches
 
 
@@ -162,8 +188,16 @@ def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> st
 
 
 def _optimisation(options: Mapping[str, Any]) -> Optimisation:
-    names = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
-             "warmup_ratio", "max_grad_norm", "seed")  # fmt: skip
+    names = (
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "weight_decay",
+        "warmup_ratio",
+        "max_grad_norm",
+        "seed",
+    )
     return Optimisation(**{name: options[name] for name in names})
 
 
@@ -173,7 +207,8 @@ def _save(model: Any, loaded: Loaded, output: Path, method: Method) -> None:
     write_rendering(output, loaded.rendering)
     (output / "README.md").write_text(
         f"---\nlibrary_name: peft\nbase_model: {loaded.checkpoint.spec}\ntags: [unlearning, viker]\n---\n"
-        f"# {method.name}\n\nA LoRA adapter that unlearns people from `{loaded.checkpoint.spec}` by *{method.name}*: {method.summary} "
+        f"# {method.name}\n\nA LoRA adapter that unlearns people from `{loaded.checkpoint.spec}` by "
+        f"*{method.name}*: {method.summary} "
         f"({method.fidelity}, {method.paper}).\n\n**Reversible: the base still knows.** Export merged weights with "
         "`viker adapter export --merge`. Options are in `config.json`, inputs and caches in `provenance.json`.\n",
         encoding="utf-8",
