@@ -54,7 +54,7 @@ def command(
     result = {
         "schema": "viker/sweep/1", "study": study, "command": " ".join(["viker", *sys.argv[1:]]), "grid": rates,
         "num_train_epochs": num_train_epochs, "chosen": chosen, "development": developed, "unseen": unseen,
-        "summary": summarise(list(unseen.values()), chosen),
+        "summary": summarize(list(unseen.values()), chosen),
     }  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, result)
@@ -78,7 +78,7 @@ def choose_rates(worlds: Sequence[dict[str, Any]], rates: Sequence[float]) -> di
     return chosen
 
 
-def summarise(worlds: Sequence[dict[str, Any]], chosen: dict[str, float | None]) -> dict[str, Any]:
+def summarize(worlds: Sequence[dict[str, Any]], chosen: dict[str, float | None]) -> dict[str, Any]:
     """Return each method's mean over worlds at its first crossing, and in how many worlds it crossed."""
     names = (
         "forget_fact",

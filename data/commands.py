@@ -14,7 +14,7 @@ import click
 from .artefact import begin, decide, finish, write_json
 from .example import DataError
 from .mini_files import make_mini
-from .show import as_json, as_text, summarise
+from .show import as_json, as_text, summarize
 from .sources import POINTER_FILE, POINTER_SCHEMA, open_source
 
 
@@ -59,8 +59,8 @@ def make(
         return
     started = time.time()
     opened = open_source(source, revision=revision, ratio=ratio, forget=forget, allow_no_retain=allow_no_retain)
-    counts = {split: as_json(summarise(opened.read(split))) for split in ("forget", "retain", "test", "real")}
-    training = as_json(summarise(opened.training("forget")))
+    counts = {split: as_json(summarize(opened.read(split))) for split in ("forget", "retain", "test", "real")}
+    training = as_json(summarize(opened.training("forget")))
     if not training["num_people"]:
         raise DataError(
             f"{source}: expected training questions about the forget people, found none. Check --forget and --ratio."
@@ -94,7 +94,7 @@ def show(
 ) -> None:
     """Print counts, one example and the digest of a split of SOURCE."""
     opened = open_source(source, ratio=ratio, forget=forget, revision=revision)
-    summary = summarise(opened.read(split))
+    summary = summarize(opened.read(split))
     click.echo(json.dumps(as_json(summary), ensure_ascii=False, indent=2) if as_json_ else as_text(summary))
     for reason, count in opened.skipped().get(split, {}).items():
         click.echo(f"left out: {count} {reason}", err=True)

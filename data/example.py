@@ -1,6 +1,6 @@
 """The one record that crosses from `data/` into every stage: one question about a person, with its answer.
 
-Nothing here decodes pixels or tokenises: an image stays the bytes its publisher stored, so that a record is cheap to
+Nothing here decodes pixels or tokenizes: an image stays the bytes its publisher stored, so that a record is cheap to
 hold and its digest never depends on a decoder. `models/` turns records into tensors; readers beside this file make
 them.
 An image is placed by the marker `<image>` in a message, once per image, so interleaved conversations survive.

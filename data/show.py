@@ -28,7 +28,7 @@ class Summary:
     first: Example | None
 
 
-def summarise(examples: Iterable[Example]) -> Summary:
+def summarize(examples: Iterable[Example]) -> Summary:
     """Count a stream of examples; the digest equals `digest_of` of the same examples in a list."""
     people: set[str] = set()
     images: set[str] = set()

@@ -16,7 +16,7 @@ MAX_BRIGHTNESS = 0.15
 
 
 def augment(pixels_BCHW: Tensor, seed: int, step: int) -> Tensor:
-    """Return moved, turned, zoomed and brightened copies of a batch of normalised pictures; edges are repeated."""
+    """Return moved, turned, zoomed and brightened copies of a batch of normalized pictures; edges are repeated."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     draws = torch.rand((6, len(pixels_BCHW)), generator=generator) * 2 - 1
     turn_B, zoom_B = draws[0] * MAX_TURN, 1 + draws[1] * MAX_ZOOM

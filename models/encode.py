@@ -1,6 +1,6 @@
 """Turn examples into token ids with the answer's place known: the only place where labels are aligned.
 
-Prompt and prompt + answer are rendered and the whole text is tokenised once; the answer is what follows the longest
+Prompt and prompt + answer are rendered and the whole text is tokenized once; the answer is what follows the longest
 common token prefix, up to the family's first stop id. Two forms of ids leave here: *unexpanded* (one placeholder an
 image: identity, cache keys) and *expanded* (what the model reads: the placeholder replaced by the image's tokens).
 The expansion of an image is asked of the processor once per image, then spliced, so it is any family's own.
@@ -89,14 +89,14 @@ class Encoder:
 
     def encode_prompt(self, example: Example) -> Encoded:
         """Encode the prompt alone, for generation; `answer_ids` is empty."""
-        prompt_ids = tuple(self._tokenise(self._render(example.messages, None)))
+        prompt_ids = tuple(self._tokenize(self._render(example.messages, None)))
         return self.assemble(example, prompt_ids, (), example.images)
 
     def ids(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return unexpanded prompt ids and answer ids: what row keys and token hashes are made of."""
         self._check_answer(example)
-        prompt = self._tokenise(self._render(example.messages, None))
-        whole = self._tokenise(self._render(example.messages, example.answer))
+        prompt = self._tokenize(self._render(example.messages, None))
+        whole = self._tokenize(self._render(example.messages, example.answer))
         common = _common_prefix(prompt, whole)
         if common < len(prompt) - 1:
             raise DataError(
@@ -131,7 +131,7 @@ class Encoder:
         answer_ids: tuple[int, ...],
         images: Sequence[EncodedImage],
     ) -> Encoded:
-        """Return already tokenised ids with these images in place of the placeholders."""
+        """Return already tokenized ids with these images in place of the placeholders."""
         if prompt_ids.count(self.image_id) != len(images):
             raise DataError(
                 f"{example.id}: expected {len(images)} image token(s) in the rendered prompt, found "
@@ -164,7 +164,7 @@ class Encoder:
             return list(messages)
         return [Message("system", self.rendering.system_prompt), *messages]
 
-    def _tokenise(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         # Chat templates write the begin token themselves; the papers' template leaves it to the tokenizer.
         ids: list[int] = self.tokenizer(text, add_special_tokens=self.rendering.template == "llava")["input_ids"]
         return ids

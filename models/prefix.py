@@ -2,7 +2,7 @@
 
 Causal attention makes what follows an image invisible to it, so its keys and values are computed once per reference and
 every question and answer is a suffix behind them. A prefix ends right after the last image token, cut in token ids
-(never by tokenising a piece of text apart). Families that break the assumption (an image that looks at the question,
+(never by tokenizing a piece of text apart). Families that break the assumption (an image that looks at the question,
 text before it that differs) are found out by the engine's self-check, not listed here.
 Shapes: B batch, P prefix length, S suffix length, M answer tokens, V vocabulary.
 """

@@ -4,7 +4,7 @@ Two renderings cover the field: `llava` is the template the papers train and ask
 (`USER: <image>\n{question}\nASSISTANT: {answer}`, MLLMU-Bench data_process/data_preprocess.py), `chat` is the
 processor's own chat template or a given one. A rendering is part of a teacher cache's identity, so it is a value that
 can be written beside a checkpoint and compared, never a setting that two commands have to repeat.
-Tokenising, and finding the answer in the tokens, is `encode.py`'s job.
+Tokenizing, and finding the answer in the tokens, is `encode.py`'s job.
 """
 
 import hashlib

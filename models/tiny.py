@@ -30,7 +30,7 @@ _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def build_tiny_llava(directory: Path, texts: Iterable[str], *, seed: int, vocab_size: int = 1024) -> None:
-    """Write a randomly initialised tiny LLaVA with its processor; its tokenizer is trained on `texts`."""
+    """Write a randomly initialized tiny LLaVA with its processor; its tokenizer is trained on `texts`."""
     tokenizer = train_tokenizer(texts, vocab_size)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(_config(tokenizer))

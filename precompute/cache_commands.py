@@ -49,14 +49,14 @@ def list_(as_json: bool) -> None:
 def inspect(cache: str, key_entropy: float, as_json: bool) -> None:
     """Show what a cache holds: fingerprint, how it was made, sizes, key tokens and R(y)."""
     from .cache import TeacherCache
-    from .summary import summarise
+    from .summary import summarize
 
     opened = TeacherCache.open(find_path(cache))
     told: dict[str, Any] = {
         "schema": "viker/cache-inspect/1", "path": str(opened.root), "key": opened.key, "root": opened.root_digest,
         "bytes": _num_bytes(opened.root), "fingerprint": opened.fingerprint, "build": opened.build,
         "arrays": {name: list(plan.shape) for name, plan in sorted(opened.plans.items())},
-        "summary": summarise(opened, key_entropy),
+        "summary": summarize(opened, key_entropy),
     }  # fmt: skip
     if as_json:
         click.echo(json.dumps(told, indent=2, sort_keys=True))

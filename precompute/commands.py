@@ -152,14 +152,14 @@ def _named_fields(named: frozenset[str]) -> frozenset[str]:
 
 
 def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any], seconds: float) -> None:
-    from .run import summarise
+    from .run import summarize
 
     summary = {
         "schema": "viker/precompute-summary/1",
         "key": cache.key,
         "path": str(cache.root),
         **facts,
-        **summarise(cache, options["key_entropy"]),
+        **summarize(cache, options["key_entropy"]),
     }
     if options["as_json"]:
         click.echo(json.dumps(summary, indent=2, sort_keys=True))

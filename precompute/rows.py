@@ -1,6 +1,6 @@
 """Rows in memory, and the rules their values obey; the same rules hold when a block is written and when it is read.
 
-Checks are vectorised over slices of 32768 rows: a million rows of 64 kept tokens pass in about 0.6 s. What the arrays
+Checks are vectorized over slices of 32768 rows: a million rows of 64 kept tokens pass in about 0.6 s. What the arrays
 mean is in the docstring of `cache.py`.
 """
 

@@ -31,7 +31,7 @@ from .cache import (
 )
 from .engines.rows import Pending, Probabilities
 from .store import CacheBuilder, Sample
-from .summary import summarise as summarise  # re-exported: what a finished run says
+from .summary import summarize as summarize  # re-exported: what a finished run says
 from .topk import rows_from_probabilities
 
 RowsOf = Callable[[Sequence[Pending]], Iterator[Probabilities]]
@@ -71,7 +71,7 @@ def make_request(
     teacher_dtype: str,
     logprob_dtype: str,
 ) -> Request:
-    """Tokenise the examples and name the cache that holds their rows; no model is loaded.
+    """Tokenize the examples and name the cache that holds their rows; no model is loaded.
 
     Raises:
         DataError: no examples, one that cannot be encoded or is about nobody, or those without the image that the

@@ -13,7 +13,7 @@ import numpy as np
 from .cache import TeacherCache
 
 
-def summarise(cache: TeacherCache, key_entropy: float) -> dict[str, Any]:
+def summarize(cache: TeacherCache, key_entropy: float) -> dict[str, Any]:
     """Return what a finished precompute says: size, kept mass, key and normal tokens, R(y) at key tokens."""
     rows = cache.load()
     num_bytes = sum(file.stat().st_size for file in cache.root.rglob("*") if file.is_file())

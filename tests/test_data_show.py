@@ -6,7 +6,7 @@ from pathlib import Path
 import mllmu_fixture as fixture
 import pytest
 from viker.data.example import EncodedImage, Example, ask_about, digest_of
-from viker.data.show import as_json, as_text, summarise
+from viker.data.show import as_json, as_text, summarize
 from viker.data.sources import open_source
 
 
@@ -18,7 +18,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 
 
 def test_summary_counts(examples: list[Example]) -> None:
-    summary = summarise(iter(examples))
+    summary = summarize(iter(examples))
     assert (summary.num_people, summary.num_images) == (2, 2)
     assert summary.num_questions == {
         "classification": {"image": 10, "text": 10},
@@ -30,10 +30,10 @@ def test_summary_counts(examples: list[Example]) -> None:
 
 
 def test_digest_does_not_depend_on_order(examples: list[Example]) -> None:
-    digest = summarise(examples).digest
-    assert digest == summarise(reversed(examples)).digest == digest_of(examples)
-    assert digest != summarise(examples[1:]).digest
-    assert digest != summarise([*examples, examples[0]]).digest
+    digest = summarize(examples).digest
+    assert digest == summarize(reversed(examples)).digest == digest_of(examples)
+    assert digest != summarize(examples[1:]).digest
+    assert digest != summarize([*examples, examples[0]]).digest
 
 
 def test_equal_pictures_count_once() -> None:
@@ -42,19 +42,19 @@ def test_equal_pictures_count_once() -> None:
         messages = ask_about(image, "Who?")
         return Example(id=person, people=(person,), images=(image,), messages=messages, answer="x", task="training")
 
-    summary = summarise([about("a"), about("b")])
+    summary = summarize([about("a"), about("b")])
     assert (summary.num_people, summary.num_images) == (2, 1)
 
 
 def test_json_has_the_numbers_and_no_text(examples: list[Example]) -> None:
-    shown = as_json(summarise(examples))
+    shown = as_json(summarize(examples))
     assert list(shown) == ["schema", "num_people", "num_images", "num_questions", "digest"]
     assert shown["schema"] == "viker/data-show/1"
     assert json.loads(json.dumps(shown)) == shown
 
 
 def test_text_shows_the_first_example(examples: list[Example]) -> None:
-    text = as_text(summarise(examples))
+    text = as_text(summarize(examples))
     assert "people     2" in text
     assert "questions  classification: 10 with image, 10 with text" in text
     assert "user       <image> image question 0 on 003?" in text
@@ -65,7 +65,7 @@ def test_text_shows_the_first_example(examples: list[Example]) -> None:
 def test_text_is_plain_for_the_terminal(tmp_path: Path) -> None:
     messages = ask_about(None, "\x1b[2J Who?\n" + "long " * 200)
     example = Example(id="x", people=("\u202eana",), images=(), messages=messages, answer="李", task="generation")
-    text = as_text(summarise([example]))
+    text = as_text(summarize([example]))
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "李" in text
@@ -74,7 +74,7 @@ def test_text_is_plain_for_the_terminal(tmp_path: Path) -> None:
 
 
 def test_nothing_to_show() -> None:
-    summary = summarise(iter(()))
+    summary = summarize(iter(()))
     assert as_json(summary)["num_questions"] == {}
     assert summary.digest == digest_of([])
     assert "There are no examples here." in as_text(summary)

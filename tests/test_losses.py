@@ -204,7 +204,7 @@ def test_a_normal_token_feels_ascent_times_one_minus_lambda(top_k, lambda_):
     )
 
 
-def test_without_a_regulariser_it_is_gradient_ascent():
+def test_without_a_regularizer_it_is_gradient_ascent():
     logits_MV, teacher_MV, answers_M = random_case()
     ascent_MV = one_hot(answers_M) - logits_MV.softmax(-1)
     found_MV = gradient_of_viker(logits_MV, cached(teacher_MV, answers_M, 4), 0.0)
@@ -212,7 +212,7 @@ def test_without_a_regulariser_it_is_gradient_ascent():
 
 
 @pytest.mark.parametrize("top_k", [0, 4, V])
-def test_the_regulariser_alone_is_least_where_student_is_teacher(top_k):
+def test_the_regularizer_alone_is_least_where_student_is_teacher(top_k):
     logits_MV, teacher_MV, answers_M = random_case()
     rows = cached(teacher_MV, answers_M, top_k)
     leaf_MV = teacher_MV.log().requires_grad_()

@@ -20,7 +20,7 @@ from viker.models.lora import add_lora
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import entropy
-from viker.precompute.run import Request, compute_blocks, find_existing, make_request, start_builder, summarise
+from viker.precompute.run import Request, compute_blocks, find_existing, make_request, start_builder, summarize
 from viker.precompute.verify import verify
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def test_an_example_about_nobody_is_refused_not_dropped(ask, examples):
 def test_a_summary_says_what_was_made(ask, examples, reference, tiny, tmp_path):
     request = ask(examples[:4])
     cache = run(tmp_path, request, reference, tiny, CountedRows(tiny))
-    summary = summarise(cache, key_entropy=0.0)
+    summary = summarize(cache, key_entropy=0.0)
     assert summary["samples"] == 4
     assert summary["rows"] == sum(len(work.answer_ids) for work in request.works)
     assert summary["key_tokens"] == summary["rows"]

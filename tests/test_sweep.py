@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from viker.sweep import METHODS, as_table, choose_rates, summarise
+from viker.sweep import METHODS, as_table, choose_rates, summarize
 
 NUMBERS = {
     "forget_fact": 0.0,
@@ -42,18 +42,18 @@ def test_a_method_that_never_crosses_everywhere_has_no_rate_and_is_listed_as_suc
     made = worlds((None, None))
     chosen = choose_rates(made, [1e-3, 2e-3])
     assert chosen == dict.fromkeys(METHODS)
-    assert summarise(made, chosen)["ga"] == {"learning_rate": None, "crossed": 0, "worlds": 1}
+    assert summarize(made, chosen)["ga"] == {"learning_rate": None, "crossed": 0, "worlds": 1}
 
 
 def test_the_summary_is_the_mean_over_the_worlds_that_crossed():
-    summary = summarise(worlds((0.2, None), (0.4, None), (None, None)), dict.fromkeys(METHODS, 1e-3))
+    summary = summarize(worlds((0.2, None), (0.4, None), (None, None)), dict.fromkeys(METHODS, 1e-3))
     assert summary["ga"]["retain_heldout_fact"] == 0.3
     assert (summary["ga"]["crossed"], summary["ga"]["worlds"]) == (2, 3)
 
 
 def test_the_table_has_vanilla_and_retain_only_beside_the_methods():
     made = worlds((0.2, None))
-    result = {"summary": summarise(made, dict.fromkeys(METHODS, 1e-3)), "unseen": {"11": made[0]}}
+    result = {"summary": summarize(made, dict.fromkeys(METHODS, 1e-3)), "unseen": {"11": made[0]}}
     table = as_table(result)
     assert [line.split("|")[1].strip().strip("`") for line in table.splitlines()[2:]] == [
         "vanilla",

@@ -25,7 +25,7 @@ from viker.precompute.rows import Rows
 from viker.precompute.run import compute_blocks, make_request, start_builder
 from viker.train.batches import Item, count_steps, draw_batches, item_keys, read_items, share_of, stack_rows
 from viker.train.finetune import epoch_order, finetune
-from viker.train.loop import NonFiniteLoss, Optimisation, StepLog, as_line, check_items, student_logits, unlearn
+from viker.train.loop import NonFiniteLoss, Optimization, StepLog, as_line, check_items, student_logits, unlearn
 from viker.train.losses import answer_logprobs
 from viker.train.methods import METHODS, Method, choose_method
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from viker.models.load import Loaded
 
 KEY_ENTROPY = 0.5
-OPTIMISATION = Optimisation(
+OPTIMIZATION = Optimization(
     num_train_epochs=1, per_device_train_batch_size=2, gradient_accumulation_steps=1, learning_rate=1e-3,
     weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=1e9, seed=0,
 )  # fmt: skip
-REGULARISER = choose_method("viker", lambda_=1.0, retain=None, ascent=False)
+REGULARIZER = choose_method("viker", lambda_=1.0, retain=None, ascent=False)
 ONE_STEP = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 6}
 UNLEARN = {"learning_rate": 4e-3, "num_train_epochs": 12}
 
@@ -75,10 +75,10 @@ def train(
 ) -> list[StepLog]:
     loop = {"key_entropy": KEY_ENTROPY, "stop_at_teacher": False, "after_step": lambda log: None}
     loop |= {name: options.pop(name) for name in list(options) if name in loop}
-    optimisation = dataclasses.replace(OPTIMISATION, **options)
+    optimization = dataclasses.replace(OPTIMIZATION, **options)
     accelerator = Accelerator(cpu=True)
     return list(
-        unlearn(model, tiny.encoder, forget, list(retain), method, optimisation, accelerator=accelerator, **loop)
+        unlearn(model, tiny.encoder, forget, list(retain), method, optimization, accelerator=accelerator, **loop)
     )
 
 
@@ -111,15 +111,15 @@ def taught(tiny, forget):
     model = copy.deepcopy(tiny.model)
     epochs = finetune(
         model, tiny.encoder, [item.example for item in forget], num_epochs=60, batch_size=6, group_size=6,
-        learning_rate=3e-3, weight_decay=0.0, warmup_ratio=0.1, seed=0, augment_pictures=False, stop_memorised=1.0,
+        learning_rate=3e-3, weight_decay=0.0, warmup_ratio=0.1, seed=0, augment_pictures=False, stop_memorized=1.0,
         accelerator=Accelerator(cpu=True),
     )  # fmt: skip
-    assert list(epochs)[-1].memorised == 1.0
+    assert list(epochs)[-1].memorized == 1.0
     return model
 
 
 @pytest.fixture
-def memorised(taught, tiny_model_dir):
+def memorized(taught, tiny_model_dir):
     torch.manual_seed(0)
     return add_lora(copy.deepcopy(taught), rank=4, alpha=8, dropout=0.0, base=tiny_model_dir)
 
@@ -134,7 +134,7 @@ def forwards(trainable) -> list[int]:
 
 @pytest.fixture
 def seen_gradients() -> Iterator[list[dict[int, torch.Tensor]]]:
-    """The gradients that each optimiser step used, parameter by parameter."""
+    """The gradients that each optimizer step used, parameter by parameter."""
     seen: list[dict[int, torch.Tensor]] = []
 
     def record(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -218,12 +218,12 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(
     assert max(float(gradient.abs().max()) for gradient in seen_gradients[0].values()) > 0.01
 
 
-def test_the_retain_term_is_the_regulariser_on_other_people(adapted, tiny, forget, retain, seen_gradients):
+def test_the_retain_term_is_the_regularizer_on_other_people(adapted, tiny, forget, retain, seen_gradients):
     retain_only = choose_method("recommended", lambda_=None, retain=2.0, ascent=False, regularizer=False)
     options = {"learning_rate": 0.0, **ONE_STEP}
-    regularised = train(adapted, tiny, retain, REGULARISER, **options)[0]
+    regularized = train(adapted, tiny, retain, REGULARIZER, **options)[0]
     retained = train(adapted, tiny, forget, retain_only, retain, **options)[0]
-    assert retained.loss == pytest.approx(2 * regularised.loss, rel=1e-4)
+    assert retained.loss == pytest.approx(2 * regularized.loss, rel=1e-4)
     for index, gradient in seen_gradients[0].items():
         torch.testing.assert_close(seen_gradients[1][index], 2 * gradient, atol=1e-4, rtol=1e-3)
 
@@ -245,22 +245,22 @@ def test_a_step_is_logged_with_all_its_terms(adapted, tiny, forget, retain):
     assert as_line(log)["schema"] == "viker/step/1"
 
 
-def test_gradient_ascent_lowers_every_answer_token(memorised, tiny, forget):
-    train(memorised, tiny, forget, METHODS["ga"], **UNLEARN)
-    assert mean_logprob(memorised, tiny, forget, key_tokens=True) < -2
-    assert mean_logprob(memorised, tiny, forget, key_tokens=False) < -2
+def test_gradient_ascent_lowers_every_answer_token(memorized, tiny, forget):
+    train(memorized, tiny, forget, METHODS["ga"], **UNLEARN)
+    assert mean_logprob(memorized, tiny, forget, key_tokens=True) < -2
+    assert mean_logprob(memorized, tiny, forget, key_tokens=False) < -2
 
 
-def test_the_regulariser_alone_keeps_normal_tokens_and_lowers_key_tokens_towards_the_teacher(memorised, tiny, forget):
-    logs = train(memorised, tiny, forget, REGULARISER, **UNLEARN)
-    assert mean_logprob(memorised, tiny, forget, key_tokens=False) > -0.3
-    assert mean_logprob(memorised, tiny, forget, key_tokens=True) < -1
+def test_the_regularizer_alone_keeps_normal_tokens_and_lowers_key_tokens_towards_the_teacher(memorized, tiny, forget):
+    logs = train(memorized, tiny, forget, REGULARIZER, **UNLEARN)
+    assert mean_logprob(memorized, tiny, forget, key_tokens=False) > -0.3
+    assert mean_logprob(memorized, tiny, forget, key_tokens=True) < -1
     assert logs[-1].kl < logs[0].kl / 2
 
 
-def test_viker_lowers_key_tokens_more_than_normal_tokens(memorised, tiny, forget):
-    train(memorised, tiny, forget, METHODS["recommended"], retain=forget, **UNLEARN)
-    assert mean_logprob(memorised, tiny, forget, True) < mean_logprob(memorised, tiny, forget, False) - 1
+def test_viker_lowers_key_tokens_more_than_normal_tokens(memorized, tiny, forget):
+    train(memorized, tiny, forget, METHODS["recommended"], retain=forget, **UNLEARN)
+    assert mean_logprob(memorized, tiny, forget, True) < mean_logprob(memorized, tiny, forget, False) - 1
 
 
 def test_the_stop_is_where_key_tokens_reach_the_teacher(trainable, tiny, training_examples):
@@ -364,10 +364,10 @@ def test_cached_rows_line_up_with_the_students_answer_tokens(tiny, training_exam
     assert item_keys(tiny.encoder, examples, "self") == set(cache.row_keys)
 
 
-def test_a_student_at_its_own_cached_rows_feels_no_regulariser(adapted, tiny, training_examples, tmp_path):
+def test_a_student_at_its_own_cached_rows_feels_no_regularizer(adapted, tiny, training_examples, tmp_path):
     examples = training_examples[:4]
     items = read_items(tiny.encoder, examples, make_cache(tmp_path, tiny, examples), "self")
-    log = train(adapted, tiny, items, REGULARISER)[0]
+    log = train(adapted, tiny, items, REGULARIZER)[0]
     assert abs(log.kl) < 1e-3
     assert log.gradient_norm < 1e-2
 
@@ -403,15 +403,15 @@ def test_ablations_switch_off_one_term():
     assert choose_method("viker", lambda_=0.2, retain=None).lambda_ == 0.2
 
 
-def test_finetuning_teaches_the_answers_and_stops_when_they_are_memorised(trainable, tiny, training_examples):
+def test_finetuning_teaches_the_answers_and_stops_when_they_are_memorized(trainable, tiny, training_examples):
     logs = list(
         finetune(
             trainable, tiny.encoder, training_examples[:4], num_epochs=40, batch_size=4, group_size=4,
-            learning_rate=3e-3, weight_decay=0.0, warmup_ratio=0.1, seed=0, augment_pictures=True, stop_memorised=0.99,
+            learning_rate=3e-3, weight_decay=0.0, warmup_ratio=0.1, seed=0, augment_pictures=True, stop_memorized=0.99,
             accelerator=Accelerator(cpu=True),
         )
     )  # fmt: skip
-    assert logs[-1].memorised >= 0.99 > logs[-2].memorised
+    assert logs[-1].memorized >= 0.99 > logs[-2].memorized
     assert logs[-1].loss < logs[0].loss
     assert len(logs) < 40
     assert not trainable.training

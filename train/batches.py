@@ -2,7 +2,7 @@
 
 A batch is a function of (seed, step) alone: every process draws the same one and takes its share, so one and many
 workers see the same pairings. Rows come from a cache by row key and person, and the token hash proves that teacher and
-student tokenised alike. Which cache to read is `caches.py`'s business. M answer tokens, K kept.
+student tokenized alike. Which cache to read is `caches.py`'s business. M answer tokens, K kept.
 """
 
 import random
@@ -20,7 +20,7 @@ from .losses import TeacherRows
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One example to train on, tokenised, with the cached rows of its answer (None where the method reads none)."""
+    """One example to train on, tokenized, with the cached rows of its answer (None where the method reads none)."""
 
     example: Example
     prompt_ids: tuple[int, ...]
@@ -29,7 +29,7 @@ class Item:
 
 
 def read_items(encoder: Encoder, examples: Sequence[Example], cache: TeacherCache | None, kind: Kind) -> list[Item]:
-    """Tokenise examples and find their rows.
+    """Tokenize examples and find their rows.
 
     Raises:
         CacheMismatch: an example's tokens are not those its rows were made for.
@@ -58,7 +58,7 @@ def _rows_of(
         raise CacheMismatch(
             f"{cache.root}: expected rows for the tokens of {example.id}, found "
             f"{'none' if index is None else 'rows of other tokens'}. "
-            "Teacher and student tokenise differently, or the cache is of another split: run `viker precompute` again."
+            "Teacher and student tokenize differently, or the cache is of another split: run `viker precompute` again."
         )
     return cache.rows_of(index)
 
@@ -97,7 +97,7 @@ def draw_batches(num_items: int, batch_size: int, *, seed: int, purpose: str) ->
 
 
 def count_steps(num_items: int, batch_size: int, num_epochs: float) -> int:
-    """Return the optimiser steps of a run."""
+    """Return the optimizer steps of a run."""
     return max(1, round(num_epochs * -(-num_items // batch_size)))
 
 

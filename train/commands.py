@@ -19,7 +19,7 @@ from ..data.inputs import input_stamps, stored_rows
 from ..data.options import config_option, model_options, source_options
 from .methods import METHODS, Method, choose_method
 
-_OPTIMISATION = (
+_OPTIMIZATION = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
     "warmup_ratio", "max_grad_norm", "seed", "lora_r", "lora_alpha", "lora_dropout", "bf16", "gradient_checkpointing",
     "key_entropy", "stop", "evaluate_every", "evaluate_people", "limit", "skip_text",
@@ -45,7 +45,7 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
     show_default=True,
     help=f"{', '.join(METHODS)} (repeatable).",
 )
-@click.option("--lambda", "lambda_", type=float, help="Weight of the regulariser (default: the method's).")
+@click.option("--lambda", "lambda_", type=float, help="Weight of the regularizer (default: the method's).")
 @click.option("--retain", type=float, help="Weight of the retain term (default: the method's).")
 @click.option("--regularizer/--no-regularizer", default=True, help="Ablation: leave out the KL term on forget rows.")
 @click.option("--ascent/--no-ascent", default=True, help="Ablation: leave out the ascent term.")
@@ -145,7 +145,7 @@ def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> N
 
 def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
     """Return the options this method reads and its inputs: what names the adapter."""
-    read = {name: options[name] for name in (*_OPTIMISATION, *_SOURCE, *_MODEL)}
+    read = {name: options[name] for name in (*_OPTIMIZATION, *_SOURCE, *_MODEL)}
     read = {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in read.items()

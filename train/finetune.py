@@ -1,7 +1,7 @@
 """Teach a model answers by cross-entropy: the base, the vanilla and the retain-only models, and relearning attacks.
 
 One plain loop over answer tokens, whole-model or LoRA, with the same encoder as everything else. It stops early once
-an epoch's answers are memorised, since more epochs only make the model harder to compare. Reading sources and writing
+an epoch's answers are memorized, since more epochs only make the model harder to compare. Reading sources and writing
 artefacts is `commands.py`'s job. B batch, M answer tokens of the batch, V vocabulary.
 """
 
@@ -29,7 +29,7 @@ class EpochLog:
     epoch: int
     step: int
     loss: float
-    memorised: float
+    memorized: float
 
 
 def epoch_order(examples: Sequence[Example], seed: int, epoch: int, group_size: int) -> list[Example]:
@@ -59,12 +59,12 @@ def finetune(
     warmup_ratio: float,
     seed: int,
     augment_pictures: bool,
-    stop_memorised: float,
+    stop_memorized: float,
     accelerator: Accelerator,
 ) -> Iterator[EpochLog]:
     """Train a model's trainable weights in place; yield a log after every epoch, the last one when it stops.
 
-    Stops after `num_epochs`, or after the epoch whose share of predicted answer tokens reaches `stop_memorised`.
+    Stops after `num_epochs`, or after the epoch whose share of predicted answer tokens reaches `stop_memorized`.
     """
     steps_per_epoch = -(-len(examples) // batch_size)
     total_steps = max(1, round(num_epochs * steps_per_epoch))
@@ -98,9 +98,9 @@ def finetune(
                 break
         epoch += 1
         log = EpochLog(epoch, step, sum(losses) / len(losses), sum(right_shares) / len(right_shares))
-        bar.set_postfix(loss=f"{log.loss:.3f}", memorised=f"{log.memorised:.2f}")
+        bar.set_postfix(loss=f"{log.loss:.3f}", memorized=f"{log.memorized:.2f}")
         yield log
-        if log.memorised >= stop_memorised:
+        if log.memorized >= stop_memorized:
             break
     bar.close()
     model.eval()

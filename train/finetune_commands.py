@@ -52,7 +52,7 @@ def _training_options(function: Any) -> Any:
             "--augment/--no-augment", default=False, show_default=True, help="Shift and brighten pictures at random."
         ),
         click.option(
-            "--stop-memorised",
+            "--stop-memorized",
             default=1.01,
             show_default=True,
             help="Stop after an epoch that predicts this share of answer tokens.",
@@ -118,4 +118,4 @@ def _run(ctx: click.Context, role: str, part: Any) -> None:
         raise
     finish(output, facts, started=started, device=facts["device"])
     click.echo(f"{role}: {facts['examples']} examples, {facts['steps']} steps, {time.time() - started:.0f} s, "
-               f"{facts['memorised']:.1%} of answer tokens memorised -> {output}")  # fmt: skip
+               f"{facts['memorized']:.1%} of answer tokens memorized -> {output}")  # fmt: skip

@@ -2,7 +2,7 @@
 
 One loop for every method: a method is data (`methods.py`), its terms are pure functions (`losses.py`), its batches a
 function of (seed, step) (`batches.py`). The teacher is never run here. A loss is a sum over answer tokens divided by
-the number of examples of the optimiser step over all processes, so workers and accumulation change no number.
+the number of examples of the optimizer step over all processes, so workers and accumulation change no number.
 Writing the adapter is `commands.py`'s job. M answer tokens, V vocabulary.
 """
 
@@ -33,7 +33,7 @@ class NonFiniteLoss(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Optimisation:
+class Optimization:
     """How steps are taken; names as in transformers' TrainingArguments."""
 
     num_train_epochs: float
@@ -82,7 +82,7 @@ def unlearn(
     forget: Sequence[Item],
     retain: Sequence[Item],
     method: Method,
-    optimisation: Optimisation,
+    optimization: Optimization,
     *,
     key_entropy: float,
     stop_at_teacher: bool,
@@ -97,15 +97,15 @@ def unlearn(
         NonFiniteLoss: with the step and the examples.
     """
     batch_size = (
-        optimisation.per_device_train_batch_size * optimisation.gradient_accumulation_steps * accelerator.num_processes
+        optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps * accelerator.num_processes
     )
-    total_steps = count_steps(len(forget), batch_size, optimisation.num_train_epochs)
+    total_steps = count_steps(len(forget), batch_size, optimization.num_train_epochs)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total_steps, optimisation.warmup_ratio))
+    optimizer = torch.optim.AdamW(trainable, lr=optimization.learning_rate, weight_decay=optimization.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total_steps, optimization.warmup_ratio))
     model, optimizer = accelerator.prepare(model, optimizer)
-    batches = draw_batches(len(forget), batch_size, seed=optimisation.seed, purpose="forget")
-    retain_batches = draw_batches(len(retain), batch_size, seed=optimisation.seed, purpose="retain") if retain else None
+    batches = draw_batches(len(forget), batch_size, seed=optimization.seed, purpose="forget")
+    retain_batches = draw_batches(len(retain), batch_size, seed=optimization.seed, purpose="retain") if retain else None
     recent: deque[tuple[float, float]] = deque(maxlen=STOP_WINDOW)
     model.train()
     bar = tqdm(total=total_steps, desc=method.name, unit="step", disable=not accelerator.is_main_process)
@@ -113,8 +113,8 @@ def unlearn(
         epoch, drawn = next(batches)
         retain_drawn = next(retain_batches)[1] if retain_batches else []
         chosen, kept = [forget[index] for index in drawn], [retain[index] for index in retain_drawn]
-        terms = list(_run_step(model, encoder, chosen, kept, method, optimisation, accelerator))
-        norm = float(accelerator.clip_grad_norm_(trainable, optimisation.max_grad_norm))
+        terms = list(_run_step(model, encoder, chosen, kept, method, optimization, accelerator))
+        norm = float(accelerator.clip_grad_norm_(trainable, optimization.max_grad_norm))
         log = _log(
             step,
             epoch,
@@ -161,16 +161,16 @@ def _linear(total_steps: int, warmup_ratio: float) -> Callable[[int], float]:
 
 def _run_step(
     model: Any, encoder: Encoder, chosen: Sequence[Item], kept: Sequence[Item], method: Method,
-    optimisation: Optimisation, accelerator: Accelerator,
+    optimization: Optimization, accelerator: Accelerator,
 ) -> Iterator[_Terms]:  # fmt: skip
     """Run forward and backward over a step's micro-batches; gradients add up to those of the whole step."""
     # DDP averages gradients over processes where the step's loss is a sum, hence the factor.
     scale = accelerator.num_processes
-    size = optimisation.per_device_train_batch_size
+    size = optimization.per_device_train_batch_size
     mine = share_of(range(len(chosen)), accelerator.process_index, accelerator.num_processes)
     for start in range(0, len(mine), size):
         terms = _forget_terms(
-            model, encoder, [chosen[index] for index in mine[start : start + size]], method, optimisation.group_size
+            model, encoder, [chosen[index] for index in mine[start : start + size]], method, optimization.group_size
         )
         if terms.loss.requires_grad:  # not where a retain term is all there is
             accelerator.backward(terms.loss * scale / len(chosen))
@@ -178,7 +178,7 @@ def _run_step(
     mine = share_of(range(len(kept)), accelerator.process_index, accelerator.num_processes)
     for start in range(0, len(mine), size):
         terms = _retain_terms(
-            model, encoder, [kept[index] for index in mine[start : start + size]], method, optimisation.group_size
+            model, encoder, [kept[index] for index in mine[start : start + size]], method, optimization.group_size
         )
         accelerator.backward(terms.loss * scale / len(kept))
         yield terms

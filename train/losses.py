@@ -49,7 +49,7 @@ def answer_logprobs(student_logits_MV: Tensor, answer_ids_M: Tensor) -> Tensor:
 
 
 def bucket(student_logits_MV: Tensor, rows: TeacherRows) -> Buckets:
-    """Sort both distributions into buckets; the teacher's are normalised to one against rounding in storage."""
+    """Sort both distributions into buckets; the teacher's are normalized to one against rounding in storage."""
     logits_MV = _widen(student_logits_MV)
     whole_M1 = torch.logsumexp(logits_MV, dim=1, keepdim=True)
     answer_M1 = rows.answer_ids_M[:, None]
@@ -86,7 +86,7 @@ def forward_kl(buckets: Buckets) -> Tensor:
 
 
 def ascent(student_logits_MV: Tensor, answer_ids_M: Tensor) -> Tensor:
-    """Return the uniform ascent term, log q(y), [M]: minimising it lowers the answer's probability (GA)."""
+    """Return the uniform ascent term, log q(y), [M]: minimizing it lowers the answer's probability (GA)."""
     return answer_logprobs(student_logits_MV, answer_ids_M)
 
 

@@ -42,7 +42,7 @@ def make_model(options: Mapping[str, Any], part: Any, output: Path) -> dict[str,
         batch_size=options["per_device_train_batch_size"], group_size=options["group_size"],
         learning_rate=options["learning_rate"], weight_decay=options["weight_decay"],
         warmup_ratio=options["warmup_ratio"], seed=options["seed"], augment_pictures=options["augment"],
-        stop_memorised=options["stop_memorised"], accelerator=Accelerator(cpu=device == "cpu"),
+        stop_memorized=options["stop_memorized"], accelerator=Accelerator(cpu=device == "cpu"),
     ):  # fmt: skip
         last = log
     assert last is not None, "a run has at least one epoch"
@@ -55,7 +55,7 @@ def make_model(options: Mapping[str, Any], part: Any, output: Path) -> dict[str,
         "examples": len(examples),
         "steps": last.step,
         "loss": last.loss,
-        "memorised": last.memorised,
+        "memorized": last.memorized,
         "people": len({person for example in examples for person in example.people}),
         "model_commit": loaded.checkpoint.commit,
         "data_commit": source.commit,

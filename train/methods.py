@@ -44,7 +44,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             name="viker", ascent="uniform", lambda_=0.5, retain=0.0, paper="arXiv 2601.22020", fidelity="paper",
-            summary="gradient ascent regularised towards answers under irrelevant images",
+            summary="gradient ascent regularized towards answers under irrelevant images",
         ),
         Method(
             name="ga", ascent="uniform", lambda_=0.0, retain=0.0, paper="arXiv 2310.10683", fidelity="paper",

@@ -27,7 +27,7 @@ from ..models.lora import add_lora
 from ..models.render import write_rendering
 from .batches import Item, count_steps, read_items
 from .caches import check_named, find_cache
-from .loop import Optimisation, StepLog, as_line, check_items, unlearn
+from .loop import Optimization, StepLog, as_line, check_items, unlearn
 from .methods import Method
 
 Announce = Callable[[str], None]
@@ -61,7 +61,7 @@ def unlearn_method(
     last: StepLog | None = None
     with (output / "training_log.jsonl").open("w") as log_file:
         for log in unlearn(
-            model, loaded.encoder, forget, retain, method, _optimisation(options), key_entropy=options["key_entropy"],
+            model, loaded.encoder, forget, retain, method, _optimization(options), key_entropy=options["key_entropy"],
             stop_at_teacher=options["stop"], accelerator=accelerator, after_step=trajectory.after_step,
         ):  # fmt: skip
             log_file.write(json.dumps(as_line(log)) + "\n")
@@ -187,7 +187,7 @@ def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> st
     return shlex.join(words) + (" --pool DIR" if kind == "reference" else "")
 
 
-def _optimisation(options: Mapping[str, Any]) -> Optimisation:
+def _optimization(options: Mapping[str, Any]) -> Optimization:
     names = (
         "num_train_epochs",
         "per_device_train_batch_size",
@@ -198,7 +198,7 @@ def _optimisation(options: Mapping[str, Any]) -> Optimisation:
         "max_grad_norm",
         "seed",
     )
-    return Optimisation(**{name: options[name] for name in names})
+    return Optimization(**{name: options[name] for name in names})
 
 
 def _save(model: Any, loaded: Loaded, output: Path, method: Method) -> None:
