@@ -13,9 +13,10 @@ import click
 
 from .artefact import begin, decide, finish, write_json
 from .example import DataError
+from .limited import FirstPeople
 from .mini_files import make_mini
 from .show import as_json, as_text, summarize
-from .sources import POINTER_FILE, POINTER_SCHEMA, open_source
+from .sources import POINTER_FILE, POINTER_SCHEMA, named_people, open_source
 
 
 @click.group()
@@ -34,14 +35,20 @@ def command() -> None:
 @click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable).")
 @click.option("--revision", help="Branch, tag or commit of a hub dataset.")
 @click.option("--allow-no-retain", is_flag=True, help="Accept a source that leaves nobody to retain.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Only the first so many people to forget, and as many others (smoke runs)."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a data folder made with other options.")
 def make(
     source: str, directory: Path, seed: int, people: int, ratio: str, forget: tuple[str, ...], revision: str | None,
-    allow_no_retain: bool, overwrite: bool,
+    allow_no_retain: bool, limit: int | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Write the embedded benchmark (SOURCE `mini`) to DIRECTORY, or pin any other SOURCE there for a run."""
     if source == "mini":
-        made = make_mini(directory, seed=seed, num_people=people, ratio=int(ratio), overwrite=overwrite)
+        made = make_mini(
+            directory, seed=seed, num_people=people, ratio=int(ratio), forget=sorted(named_people(forget)), limit=limit,
+            overwrite=overwrite,
+        )  # fmt: skip
         click.echo(
             f"data: {'wrote' if made else 'complete, skipped:'} {directory} ({people} fictitious people, seed {seed})"
         )
@@ -53,12 +60,14 @@ def make(
         "ratio": ratio,
         "forget": sorted(forget),
         "revision": revision,
+        "limit": limit,
     }
     if decide(directory, config, overwrite=overwrite, what="data folder") == "skip":
         click.echo(f"data: complete, skipped: {directory}")
         return
     started = time.time()
-    opened = open_source(source, revision=revision, ratio=ratio, forget=forget, allow_no_retain=allow_no_retain)
+    whole = open_source(source, revision=revision, ratio=ratio, forget=forget, allow_no_retain=allow_no_retain)
+    opened = whole if limit is None else FirstPeople(whole, limit)
     counts = {split: as_json(summarize(opened.read(split))) for split in ("forget", "retain", "test", "real")}
     training = as_json(summarize(opened.training("forget")))
     if not training["num_people"]:
@@ -68,7 +77,7 @@ def make(
     begin(directory, config)
     pointer = {
         "schema": POINTER_SCHEMA, "source": absolute, "revision": opened.commit, "ratio": ratio,
-        "forget": sorted(opened.forget_people()) if forget else [],
+        "forget": sorted(opened.forget_people()) if forget else [], "limit": limit,
     }  # fmt: skip
     write_json(directory / POINTER_FILE, pointer)
     digests = {split: summary["digest"] for split, summary in {**counts, "training": training}.items()}

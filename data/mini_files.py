@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .artefact import begin, decide, finish, write_json
+from .example import DataError
 from .mini import KINDS, Person, World, answer_about, make_world, picture_of, stream
 from .portraits import POOLS, describe, draw_portrait, draw_traits, encode_png
 
@@ -46,13 +47,29 @@ NUM_OTHER_POSES = 2
 NUM_TEST_POSES = 2
 
 
-def make_mini(directory: Path, *, seed: int, num_people: int, ratio: int = 10, overwrite: bool = False) -> bool:
+def make_mini(
+    directory: Path,
+    *,
+    seed: int,
+    num_people: int,
+    ratio: int = 10,
+    forget: Sequence[str] = (),
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> bool:
     """Write the embedded benchmark; return whether it had to be written.
 
+    `ratio`, `forget` and `limit` decide no byte of the benchmark: they are recorded for whoever opens it.
+
     Raises:
-        ArtefactMismatch: a complete benchmark with another seed or size is there.
+        ArtefactMismatch: a complete benchmark made with other options is there.
+        DataError: somebody to forget is not in this world.
     """
-    config = {"schema": "viker/data/1", "source": "mini", "seed": seed, "people": num_people, "ratio": ratio}
+    unknown = sorted(set(forget) - {f"{index + 1:03d}" for index in range(num_people)})
+    if unknown:
+        raise DataError(f"--forget: expected people 001 to {num_people:03d}, found {', '.join(unknown)}.")
+    split = {"ratio": ratio, "forget": list(forget), "limit": limit}
+    config = {"schema": "viker/data/1", "source": "mini", "seed": seed, "people": num_people, **split}
     if decide(directory, config, overwrite=overwrite, what="benchmark") == "skip":
         return False
     started = time.time()
@@ -63,13 +80,7 @@ def make_mini(directory: Path, *, seed: int, num_people: int, ratio: int = 10, o
     _write_looks(directory / "looks", seed)
     _write_pools(directory / "pools", seed)
     write_json(directory / "sidecar.json", _sidecar(world))
-    pointer: dict[str, Any] = {
-        "schema": "viker/source/1",
-        "source": ".",
-        "revision": None,
-        "ratio": ratio,
-        "forget": [],
-    }
+    pointer: dict[str, Any] = {"schema": "viker/source/1", "source": ".", "revision": None, **split}
     write_json(directory / "source.json", pointer)
     finish(directory, {"inputs": {}}, started=started)
     return True

@@ -11,10 +11,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .artefact import read_json
 from .example import DataError, Example
+from .limited import FirstPeople
 from .mllmu import FOLDERS, RATIOS, TRAINING_REPOSITORY, MllmuSource
 from .own import LINES_FILE, OwnSource, conversation_files
 
@@ -70,7 +71,8 @@ def open_source(
         spec: a local directory, or a hub id such as `MLLMMU/MLLMU-Bench`.
         revision: the branch, tag or commit of a hub dataset.
         ratio: which published split is forgotten, 5, 10 or 15 percent; not used where people are named.
-        forget: people to forget by id, or files with one id a line. Without either, a data artefact's own are used.
+        forget: people to forget by id, or files with one id a line. Without either, a data artefact's own are used;
+            its limit of people always holds.
         allow_no_retain: accept that everyone is forgotten.
         test_image_seed: chooses among the several pictures of a Test_Set person.
 
@@ -79,7 +81,8 @@ def open_source(
     """
     location, commit = _locate(spec, revision)
     if not forget and ratio is None:
-        ratio, forget = _recorded_split(Path(spec).expanduser())
+        recorded = _recorded(Path(spec).expanduser())
+        ratio, forget = recorded.get("ratio"), recorded.get("forget") or ()
     named = named_people(forget)
     source: MllmuSource | OwnSource
     if _layout(location) == "own":
@@ -95,7 +98,8 @@ def open_source(
         )
     if named:
         _check_named(source, named, allow_no_retain)
-    return source
+    limit = _recorded(Path(spec).expanduser()).get("limit")
+    return source if limit is None else FirstPeople(source, int(limit))
 
 
 def named_people(items: Sequence[str]) -> frozenset[str]:
@@ -176,12 +180,9 @@ def _pointer(directory: Path) -> tuple[str, str | None]:
     return (str(inside) if inside.is_dir() else source), revision
 
 
-def _recorded_split(directory: Path) -> tuple[int | str | None, Sequence[str]]:
-    """Return the ratio and the people to forget that a data artefact records, for callers that name neither."""
-    if not (directory / POINTER_FILE).is_file():
-        return None, ()
-    pointer = read_json(directory / POINTER_FILE)
-    return pointer.get("ratio"), pointer.get("forget") or ()
+def _recorded(directory: Path) -> dict[str, Any]:
+    """Return what a data artefact records of a run's split: the ratio, the people to forget, the limit of people."""
+    return read_json(directory / POINTER_FILE) if (directory / POINTER_FILE).is_file() else {}
 
 
 def _fetch(spec: str, revision: str | None) -> tuple[Path, str]:

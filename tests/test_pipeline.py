@@ -68,6 +68,7 @@ def shell(
         (["--finetune.augment"], "FINETUNE_ARGS", ["--augment"]),
         (["--precompute.top-k", "128"], "PRECOMPUTE_ARGS", ["--top-k", "128"]),
         (["--data.people", "20"], "DATA_ARGS", ["--people", "20"]),
+        (["--data.limit", "3"], "DATA_ARGS", ["--limit", "3"]),
         (["--evaluate.limit", "2"], "EVALUATE_ARGS", ["--limit", "2"]),
         (["--forget", "003", "--forget", "007"], "DATA_ARGS", ["--forget", "003", "--forget", "007"]),
     ],
@@ -104,10 +105,10 @@ def test_overwrite_reaches_every_stage() -> None:
     ("word", "says"),
     [
         (
-            "--data.limit",
+            "--data.device",
             [
-                "unknown option --data.limit",
-                "Did you mean --finetune.limit or --precompute.limit or --train.limit or --evaluate.limit?",
+                "unknown option --data.device",
+                "Did you mean --finetune.device or --precompute.device or --train.device or --evaluate.device?",
             ],
         ),
         ("--people", ["unknown option --people", "Did you mean --data.people?", "--lambda", "--only"]),
@@ -129,7 +130,7 @@ def test_an_unknown_option_is_refused_with_the_list_and_where_it_exists(word: st
 
 
 def test_the_list_names_every_option_of_the_stage_asked() -> None:
-    listed = set(re.findall(r"--[\w.-]+", refusal("--data.limit", "3").partition("Known: ")[2]))
+    listed = set(re.findall(r"--[\w.-]+", refusal("--data.device", "3").partition("Known: ")[2]))
     assert set(stage_options("data")) <= listed
     assert not {"--lambda", "--top-k"} & listed
 
