@@ -8,7 +8,6 @@ One encoder feeds precompute, train, finetune and likelihood evaluation; the row
 position i - 1. Truncation is an error, never silent.
 """
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,11 +220,6 @@ def answer_rows(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     position = [row.num_prompt - 1 + offset for row in rows for offset in range(len(row.answer_ids))]
     ids = [token for row in rows for token in row.answer_ids]
     return torch.tensor(batch), torch.tensor(position), torch.tensor(ids)
-
-
-def with_answer(example: Example, answer: str) -> Example:
-    """Return the example with another answer (an option, a refusal)."""
-    return dataclasses.replace(example, answer=answer)
 
 
 def _stop_tokens(tokenizer: Any) -> dict[str, int]:

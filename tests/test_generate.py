@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ from viker.data.example import Message
 from viker.data.sources import open_source
 from viker.evaluate import generate
 from viker.evaluate.generate import answer_likelihoods, generate_replies
-from viker.models.encode import collate, with_answer
+from viker.models.encode import collate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +139,7 @@ def likelihoods(tiny: Loaded, examples: Sequence[Example], batch_size: int) -> l
 def answered(questions: list[Example]) -> list[Example]:
     """The questions with short and long answers, so that their answers are padded too."""
     answers = ["yes", "The person in the picture was born in Oslo and still visits the old town.", "a red door"]
-    return [with_answer(example, answers[index % 3]) for index, example in enumerate(questions)]
+    return [dataclasses.replace(example, answer=answers[index % 3]) for index, example in enumerate(questions)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

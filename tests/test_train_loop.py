@@ -73,13 +73,18 @@ def make_items(tiny: Loaded, examples: Sequence[Example], **options: float) -> l
 def train(
     model: Any, tiny: Loaded, forget: Sequence[Item], method: Method, retain: Sequence[Item] = (), **options: Any
 ) -> list[StepLog]:
-    loop = {"key_entropy": KEY_ENTROPY, "stop_at_teacher": False, "after_step": lambda log: None}
+    loop = {"key_entropy": KEY_ENTROPY, "stop_at_teacher": False}
+    between = options.pop("between", lambda log: None)
     loop |= {name: options.pop(name) for name in list(options) if name in loop}
     optimization = dataclasses.replace(OPTIMIZATION, **options)
     accelerator = Accelerator(cpu=True)
-    return list(
-        unlearn(model, tiny.encoder, forget, list(retain), method, optimization, accelerator=accelerator, **loop)
-    )
+    logs = []
+    for log in unlearn(
+        model, tiny.encoder, forget, list(retain), method, optimization, accelerator=accelerator, **loop
+    ):
+        between(log)
+        logs.append(log)
+    return logs
 
 
 def mean_logprob(model: Any, tiny: Loaded, items: Sequence[Item], key_tokens: bool) -> float:
@@ -295,7 +300,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples_and_changes_no_weight
 
     weight = next(trainable.parameters())
     with pytest.raises(NonFiniteLoss, match=r"step 2: expected a finite loss .* found loss nan") as error:
-        train(trainable, tiny, forget, METHODS["viker"], after_step=poison)
+        train(trainable, tiny, forget, METHODS["viker"], between=poison)
     assert sum(item.example.id in str(error.value) for item in forget) == 2
     assert "--learning-rate" in str(error.value)
     assert len(seen) == 1

@@ -6,7 +6,7 @@ student tokenized alike. Which cache to read is `caches.py`'s business. M answer
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,13 +104,3 @@ def count_steps(num_items: int, batch_size: int, num_epochs: float) -> int:
 def share_of(indices: Sequence[int], rank: int, world_size: int) -> list[int]:
     """Return one process's share of a batch; shares of all processes are the batch."""
     return list(indices[rank::world_size])
-
-
-def key_token_mask(rows: TeacherRows, key_entropy: float) -> torch.Tensor:
-    """Return which answer tokens are key tokens: those whose row entropy exceeds the threshold, bool [M]."""
-    return rows.entropy_M > key_entropy
-
-
-def rows_by_example(items: Sequence[Item]) -> Mapping[str, Rows]:
-    """Return each example's rows by its id."""
-    return {item.example.id: item.rows for item in items if item.rows is not None}

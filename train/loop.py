@@ -87,11 +87,11 @@ def unlearn(
     key_entropy: float,
     stop_at_teacher: bool,
     accelerator: Accelerator,
-    after_step: Callable[[StepLog], None],
 ) -> Iterator[StepLog]:
     """Train the model's trainable weights in place; yield a log after every step; end at the last step or at the stop.
 
-    The stop: over the last steps' key tokens, mean log q(y) is at or below mean log R(y), which the rows know.
+    Between two logs the model may be measured, and must be left in training mode. The stop: over the last steps' key
+    tokens, mean log q(y) is at or below mean log R(y), which the rows know.
 
     Raises:
         NonFiniteLoss: with the step and the examples.
@@ -104,50 +104,58 @@ def unlearn(
     optimizer = torch.optim.AdamW(trainable, lr=optimization.learning_rate, weight_decay=optimization.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total_steps, optimization.warmup_ratio))
     model, optimizer = accelerator.prepare(model, optimizer)
-    batches = draw_batches(len(forget), batch_size, seed=optimization.seed, purpose="forget")
-    retain_batches = draw_batches(len(retain), batch_size, seed=optimization.seed, purpose="retain") if retain else None
-    recent: deque[tuple[float, float]] = deque(maxlen=STOP_WINDOW)
+    draws = _draw_steps(forget, retain, batch_size, optimization.seed)
+    stop_rule = _StopRule()
     model.train()
     bar = tqdm(total=total_steps, desc=method.name, unit="step", disable=not accelerator.is_main_process)
-    for step in range(1, total_steps + 1):
-        epoch, drawn = next(batches)
-        retain_drawn = next(retain_batches)[1] if retain_batches else []
-        chosen, kept = [forget[index] for index in drawn], [retain[index] for index in retain_drawn]
+    for step, (epoch, chosen, kept) in zip(range(1, total_steps + 1), draws, strict=False):
         terms = list(_run_step(model, encoder, chosen, kept, method, optimization, accelerator))
         norm = float(accelerator.clip_grad_norm_(trainable, optimization.max_grad_norm))
-        log = _log(
-            step,
-            epoch,
-            terms,
-            len(chosen),
-            len(kept),
-            norm,
-            float(schedule.get_last_lr()[0]),
-            key_entropy,
-            method,
-            accelerator,
-        )
-        if not math.isfinite(log.loss) or not math.isfinite(norm):
-            raise NonFiniteLoss(
-                f"step {step}: expected a finite loss and gradient, found loss {log.loss} and norm {norm} on "
-                f"{', '.join(item.example.id for item in chosen[:8])}. Lower --learning-rate, or train in float32."
-            )
+        rate = float(schedule.get_last_lr()[0])
+        log = _log(step, epoch, terms, len(chosen), len(kept), norm, rate, key_entropy, method, accelerator)
+        _require_finite(log, chosen)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         bar.update()
-        after_step(log)
         yield log
-        if log.key_logprob is not None and log.key_teacher_logprob is not None:
-            recent.append((log.key_logprob, log.key_teacher_logprob))
-        if (
-            stop_at_teacher
-            and len(recent) == STOP_WINDOW
-            and sum(ours for ours, _ in recent) <= sum(theirs for _, theirs in recent)
-        ):
+        if stop_rule.is_reached(log) and stop_at_teacher:
             break
     bar.close()
     model.eval()
+
+
+class _StopRule:
+    """Pools the last steps' key tokens: the student is as unlikely to say them as the teacher is."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, float]] = deque(maxlen=STOP_WINDOW)
+
+    def is_reached(self, log: StepLog) -> bool:
+        """Take in a step and tell whether mean log q(y) is at or below mean log R(y)."""
+        if log.key_logprob is not None and log.key_teacher_logprob is not None:
+            self._recent.append((log.key_logprob, log.key_teacher_logprob))
+        ours, theirs = sum(student for student, _ in self._recent), sum(teacher for _, teacher in self._recent)
+        return len(self._recent) == STOP_WINDOW and ours <= theirs
+
+
+def _draw_steps(
+    forget: Sequence[Item], retain: Sequence[Item], batch_size: int, seed: int
+) -> Iterator[tuple[int, list[Item], list[Item]]]:
+    """Yield (epoch, forget items, retain items) of each step, without end."""
+    retain_batches = draw_batches(len(retain), batch_size, seed=seed, purpose="retain") if retain else None
+    for epoch, drawn in draw_batches(len(forget), batch_size, seed=seed, purpose="forget"):
+        kept = next(retain_batches)[1] if retain_batches else []
+        yield epoch, [forget[index] for index in drawn], [retain[index] for index in kept]
+
+
+def _require_finite(log: StepLog, chosen: Sequence[Item]) -> None:
+    if math.isfinite(log.loss) and math.isfinite(log.gradient_norm):
+        return
+    raise NonFiniteLoss(
+        f"step {log.step}: expected a finite loss and gradient, found loss {log.loss} and norm {log.gradient_norm} on "
+        f"{', '.join(item.example.id for item in chosen[:8])}. Lower --learning-rate, or train in float32."
+    )
 
 
 def _linear(total_steps: int, warmup_ratio: float) -> Callable[[int], float]:

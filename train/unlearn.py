@@ -62,10 +62,11 @@ def unlearn_method(
     with (output / "training_log.jsonl").open("w") as log_file:
         for log in unlearn(
             model, loaded.encoder, forget, retain, method, _optimization(options), key_entropy=options["key_entropy"],
-            stop_at_teacher=options["stop"], accelerator=accelerator, after_step=trajectory.after_step,
+            stop_at_teacher=options["stop"], accelerator=accelerator,
         ):  # fmt: skip
             log_file.write(json.dumps(as_line(log)) + "\n")
             log_file.flush()
+            trajectory.after_step(log)
             last = log
     assert last is not None, "a run has at least one step"
     _save(model, loaded, output, method)
