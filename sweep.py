@@ -149,7 +149,8 @@ def _world(run: Path, seed: str, grid: dict[str, list[float]], num_train_epochs:
     for rate in sorted({rate for rates in grid.values() for rate in rates}):
         methods = [word for method, rates in grid.items() if rate in rates for word in ("--method", method)]
         _viker("train", "--run", str(run), *data, *vanilla, *methods, "--learning-rate", repr(rate),
-               "--num-train-epochs", str(num_train_epochs), "--no-stop", "--evaluate-every", "4")  # fmt: skip
+               "--num-train-epochs", str(num_train_epochs), "--no-stop", "--evaluate-every", "4",
+               "--evaluate-people", "12")  # fmt: skip
     return collect_world(run, grid, num_train_epochs)
 
 
