@@ -4,6 +4,7 @@ Splitting this from the command keeps the decision to skip free of torch. The en
 one example before the first block; where a model family breaks its assumption, the oracle takes over, loudly.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,6 +53,10 @@ def find_or_compute(
         teacher_dtype=options["dtype"], logprob_dtype=options["store_logprobs"],
     )  # fmt: skip
     announce(f"precompute: key {request.key[:16]}, {len(request.works)} examples, {len(request.by_row_key)} distinct")
+    if os.environ.get("VIKER_CACHE_REMOTE"):
+        announce(
+            f"precompute: WARNING: $VIKER_CACHE_REMOTE is set and not read by this version; looking in {cache_home()}"
+        )
     existing = find_existing(cache_home(), request, named)
     facts: dict[str, Any] = {
         "model_commit": checkpoint.commit,
