@@ -345,7 +345,7 @@ def test_a_remote_that_is_not_read_is_said(
     data: Path, tiny_model_dir: Path, second_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIKER_CACHE_REMOTE", "s3://bucket/caches")
-    told = succeed("precompute", "--data", data, "--model", tiny_model_dir, "--teacher", "self", "--split", "retain-seen",
-                   "--top-k", 16)  # fmt: skip
+    told = succeed("precompute", "--data", data, "--model", tiny_model_dir, "--teacher", "self", "--split",
+                   "retain-seen", "--top-k", 16)  # fmt: skip
     assert "$VIKER_CACHE_REMOTE is set and not read" in told.err
     assert "found, nothing computed" in told.out
