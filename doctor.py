@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from .data.artefact import library_versions
+from .data.artefact import cache_home, library_versions
 
 SCHEMA = "viker/doctor/1"
 EXTRAS = {
@@ -43,7 +43,7 @@ def command(as_json: bool) -> None:
 def examine() -> dict[str, Any]:
     """Return what is installed, what computes, and how much memory and disk is free."""
     libraries = library_versions()
-    home = Path(os.environ.get("VIKER_CACHE_DIR") or "~/.cache/viker/caches").expanduser()
+    home = cache_home()
     return {
         "schema": SCHEMA,
         "python": platform.python_version(),

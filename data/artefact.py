@@ -38,6 +38,11 @@ _LIBRARIES = (
 )
 
 
+def cache_home() -> Path:
+    """Return the folder of all teacher caches: $VIKER_CACHE_DIR, else ~/.cache/viker/caches."""
+    return Path(os.environ.get("VIKER_CACHE_DIR") or "~/.cache/viker/caches").expanduser()
+
+
 class ArtefactMismatch(DataError):
     """A complete directory was made with other options than those asked for."""
 

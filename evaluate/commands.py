@@ -4,7 +4,6 @@ Several models can be asked by one call, so that questions are read once: with `
 complete adapter of the run. Replies are kept; `--rescore` computes scores again without a model.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -205,9 +204,6 @@ def _rescore(output: Path, options: dict[str, Any]) -> None:
         )
     from ..data.sources import open_source
 
-    _score(
-        output,
-        open_source(options["data"], ratio=options["ratio"], forget=options["forget"]).location,
-        options["seed"],
-    )
-    click.echo(f"evaluate: scored again: {output} ({len(json.dumps(read_json(output / 'scores.json')))} bytes)")
+    source = open_source(options["data"], ratio=options["ratio"], forget=options["forget"])
+    _score(output, source.location, options["seed"])
+    click.echo(f"evaluate: scored again: {output}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..data.artefact import write_json
+from ..data.artefact import cache_home, write_json
 from ..data.example import DataError, canonical_json
 from .encode import Encoder
 from .load import Checkpoint
@@ -92,10 +92,7 @@ def _directory_digest(directory: Path) -> str:
         raise DataError(
             f"{directory}: expected weights in safetensors files, found none. Save the model as safetensors."
         )
-    memo_path = (
-        Path(os.environ.get("VIKER_CACHE_DIR", Path.home() / ".cache" / "viker" / "caches")).parent
-        / "weight_digests.json"
-    )
+    memo_path = cache_home().parent / "weight_digests.json"
     stamp = canonical_json(
         [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     ).decode()

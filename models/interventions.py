@@ -70,8 +70,19 @@ def pixels_digest(example: Example, kind: Kind) -> str | None:
     """Return the digest of an example's decoded RGB, for kinds that show the example's own image; else None."""
     if kind == "reference" or not example.images:
         return None
+    shown = tuple(image.sha256 for image in example.images)
+    if shown not in _pixels_digests:
+        _pixels_digests[shown] = _digest_pixels(example.images)
+    return _pixels_digests[shown]
+
+
+# Every question about a picture, and every stage's second look, asks again; decoding is what costs.
+_pixels_digests: dict[tuple[str, ...], str] = {}
+
+
+def _digest_pixels(images: Sequence[EncodedImage]) -> str:
     digest = hashlib.sha256()
-    for image in example.images:
+    for image in images:
         picture = decode(image)
         digest.update(f"{picture.size}".encode() + picture.tobytes())
     return digest.hexdigest()

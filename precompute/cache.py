@@ -43,7 +43,6 @@ file, which imports neither torch nor transformers.
 
 import hashlib
 import logging
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +53,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from ..data.artefact import cache_home
 from ..data.example import canonical_json
 from .identity import (
     FIELD_RULES,
@@ -254,11 +254,6 @@ class TeacherCache:
                 f"{self.root}: expected {name} to decode, found {error}. The cache is damaged: fetch it again or "
                 "rebuild it with `viker precompute`."
             ) from error
-
-
-def cache_home() -> Path:
-    """Return the folder of all caches: $VIKER_CACHE_DIR, else ~/.cache/viker/caches."""
-    return Path(os.environ.get("VIKER_CACHE_DIR") or "~/.cache/viker/caches").expanduser()
 
 
 def require_serves(

@@ -5,14 +5,13 @@ model. A run directory gets a small artefact a teacher kind that stores the cach
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.artefact import begin, decide, finish, read_json
+from ..data.artefact import begin, cache_home, decide, finish, read_json
 from ..data.inputs import input_stamps, stored_rows
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
 
@@ -142,9 +141,8 @@ def _is_there(artefact: Path, config: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run's stored key was made with these options and its cache still exists."""
     if decide(artefact, config, overwrite=overwrite, what="precompute") == "run":
         return False
-    home = Path(os.environ.get("VIKER_CACHE_DIR") or "~/.cache/viker/caches").expanduser()
     key = str(read_json(artefact / "provenance.json")["cache"]["key"])
-    return (home / key[:16] / "manifest.json").is_file()
+    return (cache_home() / key[:16] / "manifest.json").is_file()
 
 
 def _named_fields(named: frozenset[str]) -> frozenset[str]:
@@ -152,7 +150,7 @@ def _named_fields(named: frozenset[str]) -> frozenset[str]:
 
 
 def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any], seconds: float) -> None:
-    from .run import summarize
+    from .summary import summarize
 
     summary = {
         "schema": "viker/precompute-summary/1",

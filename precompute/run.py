@@ -31,7 +31,6 @@ from .cache import (
 )
 from .engines.rows import Pending, Probabilities
 from .store import CacheBuilder, Sample
-from .summary import summarize as summarize  # re-exported: what a finished run says
 from .topk import rows_from_probabilities
 
 RowsOf = Callable[[Sequence[Pending]], Iterator[Probabilities]]
@@ -140,12 +139,12 @@ def compute_blocks(
         for block in sorted(set(range(len(builder.blocks))) - done):
             if not builder.claim(block):
                 continue
-            start, stop = builder.blocks[block]
             builder.write_block(block, _block_arrays(builder, block, works, intervention, encoder, rows_of), device)
-            bar.update(_num_pairs(builder, [block]))
-            num_pairs += sum(max(1, len(sample.references)) for sample in builder.samples[start:stop])
-        waiting = len(done) == len(done := set(builder.complete_blocks()))
-        if waiting and len(done) < len(builder.blocks):
+            pairs = _num_pairs(builder, [block])
+            bar.update(pairs)
+            num_pairs += pairs
+        known, done = len(done), set(builder.complete_blocks())
+        if len(done) == known:  # what is missing is another process's
             time.sleep(0.2)
     bar.close()
     return num_pairs

@@ -20,7 +20,8 @@ from viker.models.lora import add_lora
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import entropy
-from viker.precompute.run import Request, compute_blocks, find_existing, make_request, start_builder, summarize
+from viker.precompute.run import Request, compute_blocks, find_existing, make_request, start_builder
+from viker.precompute.summary import summarize
 from viker.precompute.verify import verify
 
 if TYPE_CHECKING:
