@@ -87,6 +87,17 @@ def fingerprint_key(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(canonical_json(fingerprint)).hexdigest()
 
 
+def lineage_of(fingerprint: Fingerprint) -> str:
+    """Return the digest of a fingerprint without its rows: what a cache and those derived from it share.
+
+    Persons and tokens are digested under it rather than under the key, so that a cache that gains or loses rows keeps
+    its digests although nobody has the names and the tokens of all its samples at hand.
+    """
+    return hashlib.sha256(
+        canonical_json({name: fingerprint[name] for name in fingerprint if name != "rows"})
+    ).hexdigest()
+
+
 def row_key(prompt_ids: Sequence[int], answer_ids: Sequence[int], pixels_digest: str | None) -> bytes:
     """Return the 16-byte digest of what decides a sample's rows.
 
@@ -100,14 +111,14 @@ def row_key(prompt_ids: Sequence[int], answer_ids: Sequence[int], pixels_digest:
     return digest.digest()
 
 
-def person_digest(key: str, person: str) -> bytes:
-    """Return the 16-byte digest of a person's id, keyed by the cache: enough to find, not to read."""
-    return hashlib.blake2b(person.encode(), digest_size=16, key=bytes.fromhex(key)).digest()
+def person_digest(lineage: str, person: str) -> bytes:
+    """Return the 16-byte digest of a person's id, keyed by the cache's lineage: enough to find, not to read."""
+    return hashlib.blake2b(person.encode(), digest_size=16, key=bytes.fromhex(lineage)).digest()
 
 
-def token_hash(key: str, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> int:
-    """Return the 64-bit digest of a sample's unexpanded ids, keyed by the cache: enough to align, not to read."""
-    digest = hashlib.blake2b(_token_bytes(prompt_ids, answer_ids), digest_size=8, key=bytes.fromhex(key)).digest()
+def token_hash(lineage: str, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> int:
+    """Return the 64-bit digest of a sample's unexpanded ids, keyed by the lineage: enough to align, not to read."""
+    digest = hashlib.blake2b(_token_bytes(prompt_ids, answer_ids), digest_size=8, key=bytes.fromhex(lineage)).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -23,6 +23,7 @@ from .cache import (
     Fingerprint,
     TeacherCache,
     fingerprint_key,
+    lineage_of,
     make_fingerprint,
     person_digest,
     row_key,
@@ -107,11 +108,12 @@ def find_existing(home: Path, request: Request, named: frozenset[str]) -> Teache
 
 def start_builder(home: Path, request: Request, intervention: Intervention, build: Mapping[str, Any]) -> CacheBuilder:
     """Create or join the staging folder of a request."""
+    lineage = lineage_of(request.fingerprint)
     samples = {
         Sample(
             row_key=work.row_key,
-            person=person_digest(request.key, person),
-            token_hash=token_hash(request.key, work.prompt_ids, work.answer_ids),
+            person=person_digest(lineage, person),
+            token_hash=token_hash(lineage, work.prompt_ids, work.answer_ids),
             num_rows=len(work.answer_ids),
             references=intervention.draw(work.row_key),
         )

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from viker.precompute.cache import fingerprint_key, person_digest, row_key, token_hash
+from viker.precompute.cache import lineage_of, person_digest, row_key, token_hash
 from viker.precompute.store import CacheBuilder, Sample
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ def make_fingerprint(top_k: int = 4, vocab_size: int = 50, **changes: Any) -> di
     return json.loads(json.dumps({**fingerprint, **changes}))
 
 
-def make_samples(key: str, lengths: list[int]) -> list[Sample]:
+def make_samples(lineage: str, lengths: list[int]) -> list[Sample]:
     samples = []
     for index, length in enumerate(lengths):
         prompt, answer = [1, 2, index], list(range(length))
-        digest, person = row_key(prompt, answer, None), person_digest(key, f"person-{index % 3}")
-        samples.append(Sample(digest, person, token_hash(key, prompt, answer), length, (index % 3, (index + 1) % 3)))
+        digest, person = row_key(prompt, answer, None), person_digest(lineage, f"person-{index % 3}")
+        samples.append(
+            Sample(digest, person, token_hash(lineage, prompt, answer), length, (index % 3, (index + 1) % 3))
+        )
     return samples
 
 
@@ -68,7 +70,7 @@ def make_builder(
     home: Path, lengths: list[int], fingerprint: dict[str, Any] | None = None, samples: list[Sample] | None = None
 ) -> CacheBuilder:
     fingerprint = fingerprint or make_fingerprint()
-    samples = samples or make_samples(fingerprint_key(fingerprint), lengths)
+    samples = samples or make_samples(lineage_of(fingerprint), lengths)
     pool = POOL if fingerprint["pool"] else []
     return CacheBuilder(home, fingerprint, {"source": "tests"}, samples, pool)
 

@@ -59,7 +59,7 @@ def test_samples_are_found_by_row_key_and_person(tmp_path):
         assert cache.find_sample(sample.row_key, sample.person) == index
         assert cache.token_hash[index] == sample.token_hash
         assert cache.reference[index].tolist() == list(sample.references)
-    assert cache.find_sample(sample.row_key, person_digest(cache.key, "a stranger")) is None
+    assert cache.find_sample(sample.row_key, person_digest(cache.lineage, "a stranger")) is None
     assert cache.reference_sha256.tobytes() == b"".join(POOL)
     assert cache.row_keys == {sample.row_key for sample in builder.samples}
 

@@ -212,7 +212,7 @@ def test_equal_row_keys_run_once_and_are_found_under_every_person(ask, examples,
     cache = run(tmp_path, ask([*twins, examples[1]]), reference, tiny, rows_of)
     assert rows_of.examples == 2
     key = ask(twins).works[0].row_key
-    found = [cache.rows_of(cache.find_sample(key, person_digest(cache.key, person))) for person in ("a", "b", "c")]
+    found = [cache.rows_of(cache.find_sample(key, person_digest(cache.lineage, person))) for person in ("a", "b", "c")]
     assert all(np.array_equal(found[0].kept_logprobs_NK, rows.kept_logprobs_NK) for rows in found)
     assert cache.num_samples == 4
 

@@ -51,10 +51,10 @@ def _rows_of(
     cache: TeacherCache, example: Example, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...], kind: Kind
 ) -> Rows:
     key = row_key(prompt_ids, answer_ids, pixels_digest(example, kind))
-    index = cache.find_sample(key, person_digest(cache.key, example.people[0]))
+    index = cache.find_sample(key, person_digest(cache.lineage, example.people[0]))
     if index is None:  # another split's cache may hold the row under another person
         index = cache.find_row(key)
-    if index is None or cache.token_hash[index] != token_hash(cache.key, prompt_ids, answer_ids):
+    if index is None or cache.token_hash[index] != token_hash(cache.lineage, prompt_ids, answer_ids):
         raise CacheMismatch(
             f"{cache.root}: expected rows for the tokens of {example.id}, found "
             f"{'none' if index is None else 'rows of other tokens'}. "
