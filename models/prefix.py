@@ -1,15 +1,15 @@
 """Run many answers behind one image: the key-value cache of prompt start + image, and suffixes that continue it.
 
 Causal attention makes what follows an image invisible to it, so its keys and values are computed once per reference and
-every question and answer is a suffix behind them. A prefix ends right after the last image token, cut in token ids
-(never by tokenizing a piece of text apart). Families that break the assumption (an image that looks at the question,
-text before it that differs) are found out by the engine's self-check, not listed here.
-Shapes: B batch, P prefix length, S suffix length, M answer tokens, V vocabulary.
+every question and answer is a suffix behind them; attention over both is `two_part.py`'s. A prefix ends right after the
+last image token, cut in token ids (never by tokenizing a piece of text apart). Families that break the assumption (an
+image that looks at the question, text before it that differs) are found by the engine's self-check, not listed here.
+Shapes: T tokens of all suffixes, P prefix length, M answer tokens, D hidden size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from .encode import Encoded, stack_pictures
 from .forward import to_device
+from .two_part import attending, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,22 @@ class Prefix:
     def num_bytes(self) -> int:
         """Bytes held on the device."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+
+def prefix_bytes(model: Any, length: int) -> int:
+    """Return the bytes that the keys and values of a prefix of some length will take."""
+    config = model.config.get_text_config()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    element = next(model.parameters()).element_size()
+    return int(2 * config.num_hidden_layers * heads * head_size * element * length)
+
+
+class Suffix(NamedTuple):
+    """What follows a prefix: the rest of the prompt and the answer, of which the last `num_answers` ids are scored."""
+
+    ids: Sequence[int]
+    num_answers: int
 
 
 def split_at_image(encoded: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -53,38 +70,29 @@ def compute_prefix(model: Any, prefix_ids: Sequence[int], encoded: Encoded) -> P
 
 
 @torch.inference_mode()
-def suffix_answer_logits(
-    model: Any, prefix: Prefix, suffixes: Sequence[Sequence[int]], num_answers: Sequence[int], pad_id: int
-) -> Tensor:
-    """Return the logits [M, V] of the answer tokens at the end of each suffix, suffix after suffix.
+def answer_states(model: Any, work: Sequence[tuple[Prefix, Sequence[Suffix]]]) -> Tensor:
+    """Return the last hidden states [M, D] that predict the answer tokens of suffixes, prefix after prefix, in order.
 
-    The last answer token predicts nothing that is scored, so it is never run.
+    All suffixes run as one sequence without padding. The last answer token predicts nothing scored and is never run.
     """
-    device = prefix.layers[0][0].device
-    run = [suffix[:-1] for suffix in suffixes]
-    length = max(len(suffix) for suffix in run)
-    input_ids_BS = torch.full((len(run), length), pad_id, dtype=torch.long)
-    mask_BT = torch.zeros((len(run), prefix.length + length), dtype=torch.long)
-    for index, suffix in enumerate(run):
-        input_ids_BS[index, : len(suffix)] = torch.tensor(suffix)
-        mask_BT[index, : prefix.length + len(suffix)] = 1
-    position_ids_BS = torch.arange(prefix.length, prefix.length + length).expand(len(run), -1)
-    rows = [
-        (index, len(run[index]) - count + offset) for index, count in enumerate(num_answers) for offset in range(count)
-    ]
-    batch_M, position_M = (torch.tensor(column) for column in zip(*rows, strict=True))
-    kept_P, column_M = torch.unique(position_M, return_inverse=True)
-    logits_BPV = model(
-        input_ids=input_ids_BS.to(device), attention_mask=mask_BT.to(device), position_ids=position_ids_BS.to(device),
-        past_key_values=_expanded(prefix, len(run), model), use_cache=True, logits_to_keep=kept_P.to(device),
-    ).logits  # fmt: skip
-    logits_MV: Tensor = logits_BPV[batch_M.to(device), column_M.to(device)]
-    return logits_MV
-
-
-def _expanded(prefix: Prefix, batch: int, model: Any) -> DynamicCache:
-    """Return a fresh cache whose rows all see the prefix; the forward pass appends to it, never to ours."""
-    cache = DynamicCache(config=model.config.get_text_config())
-    for index, (keys, values) in enumerate(prefix.layers):
-        cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
-    return cache
+    device = work[0][0].layers[0][0].device
+    layout = lay_out(
+        [prefix.layers for prefix, _ in work], [[len(suffix.ids) - 1 for suffix in group] for _, group in work], device
+    )
+    tokens: list[int] = []
+    positions: list[int] = []
+    kept: list[int] = []
+    start = 0
+    for prefix, group in work:
+        for suffix in group:
+            length = len(suffix.ids) - 1
+            tokens.extend(suffix.ids[:-1])
+            positions.extend(range(prefix.length, prefix.length + length))
+            kept.extend(range(start + length - suffix.num_answers, start + length))
+            start += length
+    with attending(model, layout):
+        states_1TD: Tensor = model.model(
+            input_ids=torch.tensor([tokens], device=device), position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
+    return states_1TD[0, torch.tensor(kept, device=device)]

@@ -1,8 +1,10 @@
 """The default engine: each image runs once, questions and answers follow as suffixes behind its keys and values.
 
 Work of a block is ordered by image, then by suffix length, and cut into batches of at most `token_budget` suffix
-tokens, so that batch composition is a function of the block and the budget alone. Prefixes outlive the block within a
-byte budget (least recently used first out). Averages are float32 sums in the order of images, whatever the batches.
+tokens, so that batch composition is a function of the block and the budget alone. A batch holds suffixes of as many
+images as fit, each attending to its own prefix where it lies (`models/two_part.py`), so that examples with references
+of their own fill batches as shared ones do. Prefixes outlive the block within a byte budget (least recently used first
+out). Averages are float32 sums in the order of images, whatever the batches.
 Shapes: M answer tokens of an example, V vocabulary.
 """
 
@@ -11,13 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...models.encode import Encoder
-from ...models.prefix import Prefix, compute_prefix, split_at_image, suffix_answer_logits
+from ...models.prefix import Prefix, Suffix, answer_states, compute_prefix, prefix_bytes, split_at_image
 from .naive import naive_rows
 from .rows import Pending, Probabilities, entropy
 
 PREFIX_BYTES = 4 * 1024**3
+ROWS_AT_ONCE = 1024  # answer rows through the output layer at a time: 130 MB of float32 logits for LLaVA's vocabulary
 
 _Place = tuple[int, int]  # (which pending example, which of its images)
 _PrefixKey = tuple[tuple[int, ...], tuple[str, ...]]
@@ -28,6 +32,7 @@ class SharedPrefixEngine:
 
     def __init__(self, model: Any, encoder: Encoder, *, token_budget: int, prefix_bytes: int = PREFIX_BYTES) -> None:
         self._model = model
+        self._head = model.get_output_embeddings()
         self._encoder = encoder
         self._token_budget = token_budget
         self._prefix_bytes = prefix_bytes
@@ -38,19 +43,29 @@ class SharedPrefixEngine:
         """Yield the averaged distributions of each pending example, in order."""
         sums: list[Any] = [None] * len(pending)
         entropies: list[Any] = [None] * len(pending)
-        for key, places in self._by_prefix(pending).items():
-            prefix = self._prefix(key, pending, places[0])
-            for batch in self._batches(pending, places, prefix.length):
-                suffixes = [pending[item].shown[image].input_ids[prefix.length :] for item, image in batch]
-                counts = [pending[item].num_rows for item, _ in batch]
-                logits_MV = suffix_answer_logits(self._model, prefix, suffixes, counts, self._encoder.pad_id)
-                logprobs = torch.log_softmax(logits_MV.float(), dim=-1).split(counts)
-                for (item, _), logprobs_MV in zip(batch, logprobs, strict=True):
+        for places, states_MD in self._states(pending):
+            counts = [pending[item].num_rows for item, _ in places]
+            for chunk, part_MD in _chunks(places, counts, states_MD):
+                parts = self._head(part_MD).float().log_softmax(-1).split([pending[item].num_rows for item, _ in chunk])
+                for (item, _), logprobs_MV in zip(chunk, parts, strict=True):
                     probabilities_MV, entropy_M = logprobs_MV.exp(), entropy(logprobs_MV)
                     sums[item] = probabilities_MV if sums[item] is None else sums[item].add_(probabilities_MV)
                     entropies[item] = entropy_M if entropies[item] is None else entropies[item].add_(entropy_M)
         for work, total_MV, total_M in zip(pending, sums, entropies, strict=True):
             yield Probabilities(total_MV / len(work.shown), total_M / len(work.shown))
+
+    def _states(self, pending: Sequence[Pending]) -> Iterator[tuple[list[_Place], Tensor]]:
+        """Yield batches of pairs with the hidden states of their answer rows, pair after pair."""
+        for batch in self._batches(pending):
+            work = []
+            for key, places in batch:
+                prefix = self._prefix(key, pending, places[0])
+                suffixes = [
+                    Suffix(pending[item].shown[image].input_ids[prefix.length :], pending[item].num_rows)
+                    for item, image in places
+                ]
+                work.append((prefix, suffixes))
+            yield [place for _, places in batch for place in places], answer_states(self._model, work)
 
     def _by_prefix(self, pending: Sequence[Pending]) -> dict[_PrefixKey, list[_Place]]:
         """Group the pairs by prefix, prefixes in the order of their images' digests."""
@@ -73,19 +88,43 @@ class SharedPrefixEngine:
         self._prefixes.move_to_end(key)
         return self._prefixes[key]
 
-    def _batches(
-        self, pending: Sequence[Pending], places: Sequence[_Place], prefix_length: int
-    ) -> Iterator[list[_Place]]:
-        """Cut the pairs behind one prefix into batches whose padded suffixes fit the token budget, longest first."""
+    def _batches(self, pending: Sequence[Pending]) -> Iterator[list[tuple[_PrefixKey, list[_Place]]]]:
+        """Cut all pairs into batches of at most the token budget, by prefix and then longest suffix first.
 
-        def suffix_length(place: _Place) -> int:
-            return len(pending[place[0]].shown[place[1]].input_ids) - prefix_length
+        A batch may hold suffixes of several prefixes, as many as fit the budget of prefixes (one at least).
+        """
+        batch: list[tuple[_PrefixKey, list[_Place]]] = []
+        room, held = self._token_budget, 0
+        for key, places in self._by_prefix(pending).items():
+            lengths = {place: len(pending[place[0]].shown[place[1]].input_ids) - len(key[0]) for place in places}
+            size = prefix_bytes(self._model, len(key[0]))
+            for place in sorted(places, key=lambda place: (-lengths[place], place)):
+                is_new = not batch or batch[-1][0] != key
+                if batch and (lengths[place] > room or (is_new and held + size > self._prefix_bytes)):
+                    yield batch
+                    batch, room, held, is_new = [], self._token_budget, 0, True
+                if is_new:
+                    batch.append((key, []))
+                    held += size
+                batch[-1][1].append(place)
+                room -= lengths[place]
+        if batch:
+            yield batch
 
-        ordered = sorted(places, key=lambda place: (-suffix_length(place), place))
-        while ordered:
-            size = max(1, self._token_budget // suffix_length(ordered[0]))
-            yield ordered[:size]
-            ordered = ordered[size:]
+
+def _chunks(
+    places: Sequence[_Place], counts: Sequence[int], states_MD: Tensor
+) -> Iterator[tuple[list[_Place], Tensor]]:
+    """Cut a batch between pairs into at most `ROWS_AT_ONCE` rows (one pair alone may have more)."""
+    chunk: list[_Place] = []
+    start = stop = 0
+    for place, count in zip(places, counts, strict=True):
+        if chunk and stop + count - start > ROWS_AT_ONCE:
+            yield chunk, states_MD[start:stop]
+            chunk, start = [], stop
+        chunk.append(place)
+        stop += count
+    yield chunk, states_MD[start:stop]
 
 
 def disagreement_with_naive(engine: SharedPrefixEngine, model: Any, item: Pending, pad_id: int) -> float:
