@@ -1,11 +1,11 @@
 """Attend to a shared prefix and to one's own suffix in two parts, merged by log-sum-exp; the prefix is never copied.
 
 Suffixes lie end to end on one token axis, grouped by the prefix they continue, so that linear layers run no padding.
-Every query sees all of its prefix (one call a prefix, without a mask) and the tokens of its own suffix up to itself
-(one causal call, suffixes as rows). Softmax over both is the mean of the parts, weighted by the exponentials of their
-log-sum-exps: exact, as in flash attention's own tiles. The fused kernels of each device return the log-sum-exp that
-`scaled_dot_product_attention` keeps to itself. Registered with transformers under one name; whoever runs a model under
-`attending` gives the layout, and models outside it are untouched. Which tokens make a suffix is `prefix.py`'s.
+Every query sees all of its prefix (one call a segment of it, without a mask) and the tokens of its own suffix up to
+itself (one causal call, suffixes as rows). Softmax over all is the mean of the parts, weighted by the exponentials of
+their log-sum-exps: exact, as in flash attention's own tiles. The fused kernels of each device return the log-sum-exp
+that `scaled_dot_product_attention` keeps to itself. Registered with transformers under one name; whoever runs a model
+under `attending` gives the layout, and models outside it are untouched. Which tokens make a suffix is `prefix.py`'s.
 """
 
 # T tokens of all suffixes, P of a prefix, n suffixes, S the longest, H heads, h key-value heads, D head size
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,29 +25,41 @@ NAME = "viker_two_part"
 Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values [1, h, P, D] of every layer
 
 
+class Part(NamedTuple):
+    """The tokens [start, stop) and keys and values that all of them see."""
+
+    start: int
+    stop: int
+    layers: Layers
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Suffixes end to end: the tokens [start, stop) behind each prefix, and each token's place in rows of suffixes."""
+    """Suffixes end to end: what parts of them see, and each token's place in rows of suffixes.
 
-    prefixes: Sequence[Layers]
-    bounds: Sequence[tuple[int, int]]
+    `captured` collects the suffixes' own keys and values [1, h, T, D], a pair a layer, where it is a list.
+    """
+
+    parts: Sequence[Part]
     token_nS: Tensor
     row_T: Tensor
     column_T: Tensor
+    captured: list[tuple[Tensor, Tensor]] | None = None
 
 
-def lay_out(prefixes: Sequence[Layers], lengths: Sequence[Sequence[int]], device: torch.device) -> Layout:
-    """Lay out suffixes of the given lengths behind each prefix, in order."""
-    bounds, start = [], 0
-    for group in lengths:
-        bounds.append((start, start + sum(group)))
-        start += sum(group)
-    flat_n = torch.tensor([length for group in lengths for length in group])
-    first_n = flat_n.cumsum(0) - flat_n
-    token_nS = first_n[:, None] + torch.arange(int(flat_n.max())).clamp_max(flat_n[:, None] - 1)
-    row_T = torch.repeat_interleave(torch.arange(len(flat_n)), flat_n)
-    column_T = torch.arange(start) - first_n[row_T]
-    return Layout(prefixes, bounds, token_nS.to(device), row_T.to(device), column_T.to(device))
+def lay_out(
+    lengths: Sequence[int],
+    parts: Sequence[Part],
+    device: torch.device,
+    captured: list[tuple[Tensor, Tensor]] | None = None,
+) -> Layout:
+    """Lay suffixes of the given lengths (each at least 1) end to end."""
+    length_n = torch.tensor(lengths)
+    first_n = length_n.cumsum(0) - length_n
+    token_nS = first_n[:, None] + torch.arange(int(length_n.max())).clamp_max(length_n[:, None] - 1)
+    row_T = torch.repeat_interleave(torch.arange(len(lengths)), length_n)
+    column_T = torch.arange(len(row_T)) - first_n[row_T]
+    return Layout(parts, token_nS.to(device), row_T.to(device), column_T.to(device), captured)
 
 
 @contextmanager
@@ -71,14 +83,17 @@ def _attend_in_two_parts(
 ) -> tuple[Tensor, None]:
     """Return the attention output [1, T, H, D] in the form transformers asks of an attention function."""
     layout = _layout.get()
-    own_1HTD, own_lse_1HT = _own_part(query_1HTD, key_1hTD, value_1hTD, layout, scaling)
-    for layers, (start, stop) in zip(layout.prefixes, layout.bounds, strict=True):
+    if layout.captured is not None:
+        layout.captured.append((key_1hTD, value_1hTD))
+    out_1HTD, lse_1HT = _own_part(query_1HTD, key_1hTD, value_1hTD, layout, scaling)
+    for start, stop, layers in layout.parts:
         part = slice(start, stop)
         keys_1hPD, values_1hPD = layers[module.layer_idx]
         seen_1HTD, seen_lse_1HT = _prefix_part(query_1HTD[:, :, part], keys_1hPD, values_1hPD, scaling)
-        weight_1HT1 = torch.sigmoid(seen_lse_1HT - own_lse_1HT[:, :, part]).unsqueeze(-1).to(own_1HTD.dtype)
-        own_1HTD[:, :, part].lerp_(seen_1HTD, weight_1HT1)
-    return own_1HTD.transpose(1, 2), None
+        weight_1HT1 = torch.sigmoid(seen_lse_1HT - lse_1HT[:, :, part]).unsqueeze(-1).to(out_1HTD.dtype)
+        out_1HTD[:, :, part].lerp_(seen_1HTD, weight_1HT1)
+        lse_1HT[:, :, part] = torch.logaddexp(lse_1HT[:, :, part], seen_lse_1HT)
+    return out_1HTD.transpose(1, 2), None
 
 
 def _prefix_part(query_1HTD: Tensor, key_1hPD: Tensor, value_1hPD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -94,14 +109,15 @@ def _own_part(
 ) -> tuple[Tensor, Tensor]:
     """Attend causally inside each suffix; padded places repeat a suffix's last token, which nothing before it sees."""
     copies = query_1HTD.shape[1] // key_1hTD.shape[1]
-    query_nHSD, key_nhSD, value_nhSD = (
-        part[0][:, layout.token_nS].transpose(0, 1) for part in (query_1HTD, key_1hTD, value_1hTD)
+    query_nHSD, key_nHSD, value_nHSD = (
+        (part.repeat_interleave(copies, 1) if copies > 1 and part is not query_1HTD else part)[0][
+            :, layout.token_nS
+        ].transpose(0, 1)
+        for part in (query_1HTD, key_1hTD, value_1hTD)
     )
-    out_nHSD, lse_nHS = _attend(
-        query_nHSD, key_nhSD.repeat_interleave(copies, 1), value_nhSD.repeat_interleave(copies, 1), scaling, causal=True
-    )
+    out_nHSD, lse_nHS = _attend(query_nHSD, key_nHSD, value_nHSD, scaling, causal=True)
     out_THD, lse_TH = out_nHSD[layout.row_T, :, layout.column_T], lse_nHS[layout.row_T, :, layout.column_T]
-    return out_THD.transpose(0, 1)[None].contiguous(), lse_TH.transpose(0, 1)[None]
+    return out_THD.transpose(0, 1)[None].contiguous(), lse_TH.transpose(0, 1)[None].contiguous()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, *, causal: bool) -> tuple[Tensor, Tensor]:

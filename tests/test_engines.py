@@ -11,7 +11,7 @@ from viker.data.example import Message
 from viker.data.references import make_pool, read_pool
 from viker.models.interventions import Intervention
 from viker.models.prefix import Prefix
-from viker.precompute.engines import shared_prefix
+from viker.precompute.engines import answer_states, shared_prefix
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import Pending, average, entropy
 from viker.precompute.engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
@@ -177,10 +177,28 @@ def test_the_self_check_finds_no_disagreement_here(tiny, ragged, references):
 def test_the_self_check_finds_a_model_whose_prefix_is_not_what_it_saw(tiny, ragged, references, monkeypatch):
     def perturbed(*arguments: Any) -> Prefix:
         prefix = compute_prefix(*arguments)
-        return Prefix(tuple((keys, values.flip(2)) for keys, values in prefix.layers), prefix.length)
+        segments = [[(keys, values.flip(2)) for keys, values in layers] for layers in prefix.segments]
+        return Prefix(tuple(segments), prefix.length)
 
     compute_prefix = shared_prefix.compute_prefix
     monkeypatch.setattr(shared_prefix, "compute_prefix", perturbed)
     engine = SharedPrefixEngine(tiny.model, tiny.encoder, token_budget=256)
     work = pending_of(tiny, ragged[:3], references)
     assert disagreement_with_naive(engine, tiny.model, work[2], tiny.encoder.pad_id) > 0.02
+
+
+def test_a_question_that_several_answers_follow_runs_once(tiny, training_examples, references, monkeypatch):
+    answers = ("No.", "Yes, in Lisbon.", "Y")
+    asked = [dataclasses.replace(training_examples[0], answer=answer) for answer in answers]
+    image = references.pool.images[0]
+    work = [Pending([tiny.encoder.encode(example, [image])], [(image.sha256,)]) for example in asked]
+    lengths = []
+
+    def count(model: Any, suffixes: Any) -> Any:
+        lengths.extend(len(ids) for _, ids in suffixes)
+        return run_suffixes(model, suffixes)
+
+    run_suffixes = answer_states.run_suffixes
+    monkeypatch.setattr(answer_states, "run_suffixes", count)
+    assert_same_rows(shared_rows(tiny, work), list(naive_rows(tiny.model, work, tiny.encoder.pad_id)))
+    assert sorted(lengths) == sorted(item.num_rows - 1 for item in work if item.num_rows > 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-from viker.models.two_part import NAME, attending, lay_out
+from viker.models.two_part import NAME, Part, attending, lay_out
 
 PREFIXES = (50, 37, 1)
 SUFFIXES = ((9, 4, 1), (7, 12), (3,))
@@ -48,7 +49,10 @@ def test_suffixes_behind_prefixes_are_whole_sequences(num_key_value_heads):
         for suffix in group
         for index in range(len(suffix))
     ]
-    with attending(model, lay_out(layers, SUFFIXES, torch.device("cpu"))):
+    ends = list(itertools.accumulate(map(sum, SUFFIXES), initial=0))
+    parts = [Part(start, stop, seen) for start, stop, seen in zip(ends, ends[1:], layers, strict=False)]
+    lengths = [length for group in SUFFIXES for length in group]
+    with attending(model, lay_out(lengths, parts, torch.device("cpu"))):
         found_TV = model(torch.tensor([tokens]), position_ids=torch.tensor([positions]), use_cache=False).logits[0]
     whole = [
         model(torch.tensor([prefix + suffix])).logits[0, len(prefix) :]
@@ -59,7 +63,7 @@ def test_suffixes_behind_prefixes_are_whole_sequences(num_key_value_heads):
 
 
 def fail_while_attending(model: Any) -> None:
-    with attending(model, lay_out([[]], [[1]], torch.device("cpu"))):
+    with attending(model, lay_out([1], [], torch.device("cpu"))):
         assert model.config._attn_implementation == NAME
         raise RuntimeError
 
@@ -73,7 +77,6 @@ def test_a_model_attends_as_before_afterwards_whatever_happened():
 
 
 def test_the_layout_places_every_token_once():
-    layout = lay_out([[], []], [[3, 1], [2]], torch.device("cpu"))
-    assert layout.bounds == [(0, 4), (4, 6)]
+    layout = lay_out([3, 1, 2], [], torch.device("cpu"))
     assert layout.token_nS.tolist() == [[0, 1, 2], [3, 3, 3], [4, 5, 5]]
     assert layout.token_nS[layout.row_T, layout.column_T].tolist() == list(range(6))

@@ -1,10 +1,11 @@
 """The default engine: each image runs once, questions and answers follow as suffixes behind its keys and values.
 
-Work of a block is ordered by image, then by suffix length, and cut into batches of at most `token_budget` suffix
-tokens, so that batch composition is a function of the block and the budget alone. A batch holds suffixes of as many
-images as fit, each attending to its own prefix where it lies (`models/two_part.py`), so that examples with references
-of their own fill batches as shared ones do. Prefixes outlive the block within a byte budget (least recently used first
-out). Averages are float32 sums in the order of images, whatever the batches.
+Work of a block is ordered by image, then by question, and cut into batches of at most `token_budget` suffix tokens, so
+that batch composition is a function of the block and the budget alone. A batch holds suffixes of as many images as fit,
+each attending to its own prefix where it lies (`models/two_part.py`), so that examples with references of their own
+fill batches as shared ones do; questions asked more than once run once (`answer_states.py`). Prefixes outlive the block
+within a byte budget (least recently used first out). Averages are float32 sums in the order of images, whatever the
+batches.
 Shapes: M answer tokens of an example, V vocabulary.
 """
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ...models.encode import Encoder
-from ...models.prefix import Prefix, Suffix, answer_states, compute_prefix, prefix_bytes, split_at_image
+from ...models.prefix import Prefix, compute_prefix, prefix_bytes, split_at_image
+from .answer_states import Suffix, answer_states
 from .naive import naive_rows
 from .rows import Pending, Probabilities, entropy
 
@@ -57,15 +59,15 @@ class SharedPrefixEngine:
     def _states(self, pending: Sequence[Pending]) -> Iterator[tuple[list[_Place], Tensor]]:
         """Yield batches of pairs with the hidden states of their answer rows, pair after pair."""
         for batch in self._batches(pending):
-            work = []
-            for key, places in batch:
-                prefix = self._prefix(key, pending, places[0])
-                suffixes = [
-                    Suffix(pending[item].shown[image].input_ids[prefix.length :], pending[item].num_rows)
-                    for item, image in places
-                ]
-                work.append((prefix, suffixes))
-            yield [place for _, places in batch for place in places], answer_states(self._model, work)
+            places = [place for _, group in batch for place in group]
+            suffixes: list[Suffix] = []
+            for key, group in batch:
+                prefix = self._prefix(key, pending, group[0])
+                suffixes.extend(
+                    Suffix(prefix, _question(pending, place, prefix.length), pending[place[0]].answer_ids)
+                    for place in group
+                )
+            yield places, answer_states(self._model, suffixes)
 
     def _by_prefix(self, pending: Sequence[Pending]) -> dict[_PrefixKey, list[_Place]]:
         """Group the pairs by prefix, prefixes in the order of their images' digests."""
@@ -89,7 +91,7 @@ class SharedPrefixEngine:
         return self._prefixes[key]
 
     def _batches(self, pending: Sequence[Pending]) -> Iterator[list[tuple[_PrefixKey, list[_Place]]]]:
-        """Cut all pairs into batches of at most the token budget, by prefix and then longest suffix first.
+        """Cut all pairs into batches of at most the token budget, by prefix and then by question.
 
         A batch may hold suffixes of several prefixes, as many as fit the budget of prefixes (one at least).
         """
@@ -98,7 +100,8 @@ class SharedPrefixEngine:
         for key, places in self._by_prefix(pending).items():
             lengths = {place: len(pending[place[0]].shown[place[1]].input_ids) - len(key[0]) for place in places}
             size = prefix_bytes(self._model, len(key[0]))
-            for place in sorted(places, key=lambda place: (-lengths[place], place)):
+            order = {place: (_question(pending, place, len(key[0])), -lengths[place], place) for place in places}
+            for place in sorted(places, key=order.__getitem__):
                 is_new = not batch or batch[-1][0] != key
                 if batch and (lengths[place] > room or (is_new and held + size > self._prefix_bytes)):
                     yield batch
@@ -110,6 +113,13 @@ class SharedPrefixEngine:
                 room -= lengths[place]
         if batch:
             yield batch
+
+
+def _question(pending: Sequence[Pending], place: _Place, prefix_length: int) -> tuple[int, ...]:
+    """Return the rest of a pair's prompt behind its image."""
+    item, image = place
+    shown = pending[item].shown[image]
+    return shown.input_ids[prefix_length : shown.num_prompt]
 
 
 def _chunks(
