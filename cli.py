@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
     "cache": (".precompute.cache_commands", "List, inspect or verify teacher caches."),
     "sweep": (".sweep", "Repeat a comparison over worlds and keep every number."),
+    "bench": (".bench", "Measure speed and size on this machine."),
+    "purge": (".purge", "Take a person out of caches, replies and reports, and keep a record."),
     "doctor": (".doctor", "Say what this machine can run, and what is missing."),
     "pipeline": (".pipeline", "Resolve the options of pipeline.sh."),
 }
@@ -88,7 +90,7 @@ def read_preset(name: str) -> dict[str, Any]:
 @click.pass_context
 def viker(ctx: click.Context, preset: str | None) -> None:
     """Make a multimodal LLM forget a person on request, provably and without breaking it."""
-    ctx.obj = {"preset": preset, "measure": _measure}
+    ctx.obj = {"preset": preset, "measure": _measure, "published_at": _published_at, "fetch_stored": _fetch_stored}
     stage = ctx.invoked_subcommand
     if preset is not None and stage is not None:
         command = viker.get_command(ctx, stage)
@@ -101,6 +103,20 @@ def _measure(*arguments: Any) -> Any:
     from .evaluate.trajectory import measurer
 
     return measurer(*arguments)
+
+
+def _published_at(address: str) -> Any:
+    """Return the cache that is published at an address: training may not import what fetches it."""
+    from .precompute.shared import published_at
+
+    return published_at(address)
+
+
+def _fetch_stored(*arguments: Any) -> bool:
+    """Fetch the cache that a run stores, and return whether it is here now."""
+    from .precompute.shared import fetch_stored
+
+    return fetch_stored(*arguments)
 
 
 def main() -> None:

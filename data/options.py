@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,12 +85,33 @@ def source_options(command: Command) -> Command:
 
 def model_options(command: Command) -> Command:
     """Add what loads a model: `--model`, `--processor`, `--revision`, device, dtype, attention, rendering."""
-    options = [
+    found, loaded, rendered = _found_by(), _loaded_by(), _rendered_by()
+    return _with_options(command, [*found, *loaded, *rendered])
+
+
+def encoder_options(command: Command) -> Command:
+    """Add what loads a model's tokenizer and rendering, for a command that needs no weights."""
+    return _with_options(command, [*_found_by(), *_rendered_by()])
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _found_by() -> list[Callable[[Command], Command]]:
+    return [
         click.option("--model", metavar="DIR|ID", help="A model directory, a PEFT directory, or a hub id."),
         click.option(
             "--processor", metavar="DIR|ID", help="Where tokenizer and image processor are, if not with the model."
         ),
         click.option("--revision", help="Branch, tag or commit of a hub model."),
+    ]
+
+
+def _loaded_by() -> list[Callable[[Command], Command]]:
+    return [
         click.option("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)."),
         click.option(
             "--dtype",
@@ -100,6 +121,11 @@ def model_options(command: Command) -> Command:
             help="What the model computes in.",
         ),
         click.option("--attention", default="sdpa", show_default=True, help="transformers' attention implementation."),
+    ]
+
+
+def _rendered_by() -> list[Callable[[Command], Command]]:
+    return [
         click.option(
             "--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you read it."
         ),
@@ -115,9 +141,6 @@ def model_options(command: Command) -> Command:
             help="Whether answers end with the end token (default: as trained).",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def run_directory(run: Path | None, what: str) -> Path:

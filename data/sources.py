@@ -64,6 +64,7 @@ def open_source(
     forget: Sequence[str] = (),
     allow_no_retain: bool = False,
     test_image_seed: int = 0,
+    local_files_only: bool = False,
 ) -> Source:
     """Open a directory, a data artefact or a hub dataset.
 
@@ -75,11 +76,12 @@ def open_source(
             its limit of people always holds.
         allow_no_retain: accept that everyone is forgotten.
         test_image_seed: chooses among the several pictures of a Test_Set person.
+        local_files_only: take a hub dataset from the local cache, and ask no hub.
 
     Raises:
         DataError: nothing usable is there, an id is unknown, or nobody is left to retain.
     """
-    location, commit = _locate(spec, revision)
+    location, commit = _locate(spec, revision, local_files_only)
     if not forget and ratio is None:
         recorded = _recorded(Path(spec).expanduser())
         ratio, forget = recorded.get("ratio"), recorded.get("forget") or ()
@@ -148,18 +150,20 @@ def _ratio(value: int | str | None) -> int:
     return int(ratio)
 
 
-def _locate(spec: str, revision: str | None, seen: tuple[Path, ...] = ()) -> tuple[Path, str | None]:
+def _locate(
+    spec: str, revision: str | None, local_files_only: bool, seen: tuple[Path, ...] = ()
+) -> tuple[Path, str | None]:
     """Return the directory that holds the data, and its commit; data artefacts are followed."""
     directory = Path(spec).expanduser()
     if not directory.is_dir():
-        return _fetch(spec, revision)
+        return _fetch(spec, revision, local_files_only)
     if (directory / POINTER_FILE).is_file() and directory.resolve() not in seen:
         source, recorded = _pointer(directory)
         if revision not in (None, recorded):
             where = directory / POINTER_FILE
             raise DataError(f"--revision: expected {recorded}, as {where} records, found {revision}. Leave it out.")
         asked = None if Path(source).is_dir() else recorded
-        location, commit = _locate(source, asked, (*seen, directory.resolve()))
+        location, commit = _locate(source, asked, local_files_only, (*seen, directory.resolve()))
         return location, commit or recorded
     if revision:
         raise DataError(f"--revision {revision}: expected a hub id, found the directory {directory}. Leave it out.")
@@ -185,7 +189,7 @@ def _recorded(directory: Path) -> dict[str, Any]:
     return read_json(directory / POINTER_FILE) if (directory / POINTER_FILE).is_file() else {}
 
 
-def _fetch(spec: str, revision: str | None) -> tuple[Path, str]:
+def _fetch(spec: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
     """Download the parquet files of a hub dataset, or find them in the local cache, and pin the commit."""
     if Path(spec).is_file() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec, re.ASCII):
         found = "a file" if Path(spec).is_file() else "neither"
@@ -195,7 +199,9 @@ def _fetch(spec: str, revision: str | None) -> tuple[Path, str]:
     # The publisher keeps the second repository among models.
     kind = "model" if spec == TRAINING_REPOSITORY else "dataset"
     try:
-        snapshot = snapshot_download(spec, repo_type=kind, revision=revision, allow_patterns=["*.parquet"])
+        snapshot = snapshot_download(
+            spec, repo_type=kind, revision=revision, allow_patterns=["*.parquet"], local_files_only=local_files_only
+        )
     except Exception as error:  # the hub's transport errors come from another library in each major version
         reason = " ".join(str(error).split()) or type(error).__name__
         at = f" at {revision}" if revision else ""

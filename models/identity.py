@@ -1,14 +1,19 @@
 """Content digests of a model: what a teacher cache is named by, wherever the files came from.
 
 Weights are digested tensor by tensor in name order, so sharding and file names play no part; tokenizer and image
-processor by their canonical settings. Digests of weight files are memoised by path, size and modification time, since
-14 GB take a while the first time. Repositories, revisions and paths never enter a digest.
+processor by their canonical settings. Repositories, revisions and paths never enter a digest.
+
+14 GB take a while to digest, so digests of weight files are memoised by path, inode, size, time of modification and
+time of change. Modification times alone are copied along with files (`cp -p`, `rsync -t`, archives), and models of one
+architecture all have one size; nobody can set the time of change. Clocks tick, so a file may change twice in one tick:
+files that changed less than two seconds ago are digested every time.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from .encode import Encoder
 from .load import Checkpoint
 
 _MEMO_LIMIT = 512
+SETTLED_S = 2.0  # the coarsest tick of a file system's clock
 
 
 def teacher_identity(checkpoint: Checkpoint, encoder: Encoder) -> dict[str, Any]:
@@ -92,15 +98,23 @@ def _directory_digest(directory: Path) -> str:
         raise DataError(
             f"{directory}: expected weights in safetensors files, found none. Save the model as safetensors."
         )
+    stamp, settled = _stamp(files)
     memo_path = cache_home().parent / "weight_digests.json"
-    stamp = canonical_json(
-        [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    ).decode()
     memo = _read_memo(memo_path)
-    if stamp not in memo:
-        memo[stamp] = _digest_tensors(files)
-        _write_memo(memo_path, memo)
-    return memo[stamp]
+    if stamp in memo:
+        return memo[stamp]
+    digest = _digest_tensors(files)
+    if settled:
+        _write_memo(memo_path, {**memo, stamp: digest})
+    return digest
+
+
+def _stamp(files: list[Path]) -> tuple[str, bool]:
+    """Return what changes whenever one of the files does, and whether their clocks have ticked since they changed."""
+    now, found = time.time(), [(file.resolve(), file.stat()) for file in files]
+    lines = [[str(path), at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns] for path, at in found]
+    newest = max(max(at.st_mtime, at.st_ctime) for _, at in found)
+    return canonical_json(lines).decode(), now - newest > SETTLED_S
 
 
 def _digest_tensors(files: list[Path]) -> str:

@@ -30,8 +30,11 @@ find and to align, not to read, and unchanged where rows are added (`extend`) or
 An array with an empty dimension is left out: K = 0 keeps scalars only, and without a pool there is no `reference`.
 Probabilities of zero are floored at the smallest normal float32 (log -87.3), so kept values are always finite. Arrays
 are sharded: chunks of 1024 rows (8192 where a row is one number), shards of 32768 (fewer where rows are wide or few),
-blosc-zstd-bitshuffle and crc32c inside, because neither Zarr nor blosc notices a flipped bit; fill values are NaN and
-the largest integer, so that a hole cannot pass for data.
+all of whole rows. The codec chain is exactly this, and readers refuse any other: sharding_indexed with [bytes little,
+blosc (zstd, bitshuffle, typesize the item's, clevel 0 to 9, blocksize at most 16 MiB), crc32c] inside, an index at the
+end with [bytes little, crc32c], and the chunks end to end before it. The crc32c is there because neither Zarr nor blosc
+notices a flipped bit; fill values are NaN and the largest integer, so that a hole cannot pass for data. A manifest has
+at most 6 MiB, build.json 2, every other JSON file 1; a cache decodes to at most 24 MiB plus 100 times what is stored.
 
 A flat axis with offsets because Zarr v3 has no settled ragged type; decoded once to memory because a random slice
 costs 1 ms from Zarr and nothing from an array. A top-K and a tail bucket because KL on these K + 1 buckets is full KL
@@ -39,8 +42,9 @@ but for the tail's own shape, with an exact gradient at kept tokens. Kept ids re
 as the forget set.
 
 This file is the prose and the door: it exports what others may use and imports neither torch nor transformers. Reading
-is `reader.py`'s; layout and hostile input `layout.py`'s; the values' own rules `rows.py`'s; keys and identity
-`identity.py`'s; which cache serves whom `serving.py`'s; writing `store.py`'s; checksums of large files `verify.py`'s.
+is `reader.py`'s, on what `untrusted.py`, `metadata.py` and `shards.py` let pass; layout `layout.py`'s; the values' own
+rules `rows.py`'s; keys and identity `identity.py`'s; which cache serves whom `serving.py`'s; writing `store.py`'s;
+saying all that is wrong `verify.py`'s.
 """
 
 from ..data.artefact import cache_home

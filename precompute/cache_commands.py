@@ -1,25 +1,26 @@
-"""`viker cache list|inspect|verify`: what teacher caches are on this machine, what one holds, and whether it is whole.
+"""`viker cache`: the group of commands about teacher caches, and `list`, which says what is on this machine.
 
 Caches live in one place, $VIKER_CACHE_DIR, and are named by their key; a path works as well, for one that was copied
 from elsewhere. Listing opens every cache but decodes none. Every command says how private a cache is, on stderr, so
-that JSON stays JSON. Checks are `verify.py`'s, numbers `summary.py`'s.
+that JSON stays JSON. `inspect`, `verify`, `extend` and sharing have files of their own.
 """
 
 import json
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data.example import DataError
 from .commands import PRIVACY
+from .extend_commands import extend
+from .inspect_commands import inspect, num_bytes
+from .sharing_commands import gc, list_remote, pull, push
+from .verify_commands import verify
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
-
-_EXIT_PROBLEMS = 1
 
 
 @click.group()
@@ -27,10 +28,23 @@ def command() -> None:
     """List, inspect or verify teacher caches."""
 
 
+command.add_command(inspect)
+command.add_command(extend)
+for shared in (push, pull, gc):
+    command.add_command(shared)
+command.add_command(verify)
+
+
 @command.command(name="list")
+@click.option(
+    "--remote", is_flag=False, flag_value="", metavar="[URL]", help="What is published there ($VIKER_CACHE_REMOTE)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(as_json: bool) -> None:
-    """List the caches of this machine, damaged ones too."""
+def list_(remote: str | None, as_json: bool) -> None:
+    """List the caches of this machine, damaged ones too; or those of a remote."""
+    if remote is not None:
+        list_remote(remote, as_json)
+        return
     from .cache import cache_home
 
     rows = [_row(manifest.parent) for manifest in sorted(cache_home().glob("[0-9a-f]*/manifest.json"))
@@ -40,62 +54,6 @@ def list_(as_json: bool) -> None:
     else:
         click.echo("\n".join([f"{len(rows)} caches in {cache_home()}", *map(_as_line, rows)]))
     click.echo(PRIVACY, err=True)
-
-
-@command.command()
-@click.argument("cache", metavar="KEY|PATH")
-@click.option("--key-entropy", default=1.0, show_default=True, help="Nats above which a token counts as a key token.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(cache: str, key_entropy: float, as_json: bool) -> None:
-    """Show what a cache holds: fingerprint, how it was made, sizes, key tokens and R(y)."""
-    from .cache import TeacherCache
-    from .summary import summarize
-
-    opened = TeacherCache.open(find_path(cache))
-    told: dict[str, Any] = {
-        "schema": "viker/cache-inspect/1", "path": str(opened.root), "key": opened.key, "root": opened.root_digest,
-        "bytes": _num_bytes(opened.root), "fingerprint": opened.fingerprint, "build": opened.build,
-        "arrays": {name: list(plan.shape) for name, plan in sorted(opened.plans.items())},
-        "summary": summarize(opened, key_entropy),
-    }  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(told, indent=2, sort_keys=True))
-    else:
-        click.echo(
-            "\n".join([f"{told['path']}  ({told['bytes']} bytes)", f"  key   {told['key']}", f"  root  {told['root']}"])
-        )
-        for section in ("summary", "fingerprint", "build"):
-            lines = [f"    {name:36} {_shortened(value)}" for name, value in sorted(told[section].items())]
-            click.echo("\n".join([f"  {section}", *lines]))
-    click.echo(PRIVACY, err=True)
-
-
-@command.command()
-@click.argument("cache", metavar="KEY|PATH")
-@click.option(
-    "--depth", type=click.Choice(["quick", "full"]), default="quick", show_default=True, help="full reads every byte."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(cache: str, depth: Literal["quick", "full"], as_json: bool) -> None:
-    """Say everything that is wrong with a cache; exit 1 if anything is."""
-    from .verify import verify as find_problems
-
-    path = find_path(cache)
-    problems = find_problems(path, depth)
-    if as_json:
-        found = [{"kind": problem.kind, "detail": problem.detail} for problem in problems]
-        click.echo(
-            json.dumps(
-                {"schema": "viker/cache-verify/1", "path": str(path), "depth": depth, "problems": found}, indent=2
-            )
-        )
-    else:
-        click.echo(f"cache verify: {path}: {f'{len(problems)} problems' if problems else 'nothing wrong'} ({depth})")
-        for problem in problems:
-            click.echo(f"  {problem.kind}: {problem.detail}")
-    click.echo(PRIVACY, err=True)
-    if problems:
-        sys.exit(_EXIT_PROBLEMS)
 
 
 def find_path(name: str) -> Path:
@@ -138,7 +96,7 @@ def _described(cache: "TeacherCache") -> dict[str, Any]:
     return {
         "path": str(cache.root), "key": cache.key, "root": cache.root_digest, "problem": None,
         "teacher": cache.fingerprint["intervention"]["kind"], "samples": cache.num_samples, "rows": cache.num_rows,
-        "top_k": cache.top_k, "vocab_size": cache.vocab_size, "bytes": _num_bytes(cache.root),
+        "top_k": cache.top_k, "vocab_size": cache.vocab_size, "bytes": num_bytes(cache.root),
         "model": cache.build.get("model"), "split": cache.build.get("split"),
     }  # fmt: skip
 
@@ -151,12 +109,3 @@ def _as_line(row: dict[str, Any]) -> str:
         f"  {row['key'][:16]}  {row['teacher']:10} {row['samples']} samples, {row['rows']} rows, top {row['top_k']}, "
         f"{row['bytes'] / 1e6:.1f} MB, {made}"
     )
-
-
-def _num_bytes(root: Path) -> int:
-    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
-
-
-def _shortened(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -5,6 +5,8 @@ model. A run directory gets a small artefact a teacher kind that stores the cach
 """
 
 import json
+import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ import click
 from ..data.artefact import begin, cache_home, decide, finish, read_json
 from ..data.inputs import input_stamps, stored_rows
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
+from ..data.run_roots import register_run
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
@@ -27,7 +30,20 @@ _NAMES = {
     "shared_references": "draw.policy",
     "store_logprobs": "storage",
 }
+# What changes neither the rows nor what the run stores about them.
+_UNRECORDED = (
+    "run", "overwrite", "push", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy", "part",
+)  # fmt: skip
 PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the forget set."
+
+
+def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
+    """Return i and N of `i/N`."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    index, count = map(int, match.groups()) if match else (0, 0)
+    if index >= count:
+        raise click.BadParameter(f"expected i/N with 0 <= i < N, parts are counted from 0; found {value!r}.")
+    return index, count
 
 
 @click.command()
@@ -80,7 +96,17 @@ PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the fo
 @click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, and say how many.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw of references.")
 @click.option("--limit", type=int, help="Only so many examples (smoke runs).")
+@click.option(
+    "--part",
+    metavar="i/N",
+    callback=_read_part,
+    default="0/1",
+    show_default=True,
+    help="Compute only every N-th block from the i-th (from 0 to N-1), as one of an array of jobs that share "
+    "$VIKER_CACHE_DIR; the part that finishes last seals the cache.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what the run stores about this teacher.")
+@click.option("--push", is_flag=True, help="Publish the cache in $VIKER_CACHE_REMOTE when it is there.")
 @click.option("--dry-run", is_flag=True, help="Print the key and what is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @config_option
@@ -95,21 +121,21 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             "precompute: expected --pool, a folder of irrelevant images or patterns, noise, celebrities, found none. "
             "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
         )
+    if options["push"] and not os.environ.get("VIKER_CACHE_REMOTE"):
+        raise click.UsageError("precompute --push: expected an address in $VIKER_CACHE_REMOTE, found none.")
     options["top_k"] = _default_top_k(options)
     artefact = stored_rows(options["run"], f"{options['teacher']}-{options['split']}")
     config = {
         "schema": "viker/precompute/1",
         "inputs": input_stamps(options["data"], options["model"]),
         "options": {
-            **chosen_options(
-                ctx,
-                without=("run", "overwrite", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy"),
-            ),
+            **chosen_options(ctx, without=_UNRECORDED),
             "top_k": options["top_k"],
         },
     }
     if artefact is not None and _is_there(artefact, config, options["overwrite"]):
         click.echo(f"precompute: complete, skipped: {artefact}")
+        _note_and_push(options, str(read_json(artefact / "provenance.json")["cache"]["key"]))
         return
     started = time.time()
     from .teacher import find_or_compute
@@ -129,6 +155,17 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             device=facts["device"],
         )
     _show(cache, facts, options, time.time() - started)
+    _note_and_push(options, cache.key)
+
+
+def _note_and_push(options: dict[str, Any], key: str) -> None:
+    """Note that the run refers to a cache, and publish it where that is asked for."""
+    if options["run"] is not None and not options["dry_run"]:
+        register_run(options["run"], key)
+    if options["push"] and not options["dry_run"]:
+        from .sharing_commands import publish
+
+        publish(os.environ["VIKER_CACHE_REMOTE"], cache_home() / key[:16], lambda text: click.echo(text, err=True))
 
 
 def _default_top_k(options: dict[str, Any]) -> int:

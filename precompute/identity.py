@@ -67,7 +67,6 @@ def make_fingerprint(
         logprob_dtype: storage type of the kept log-probabilities.
         row_keys: the row keys the cache holds, in any order.
     """
-    rows = hashlib.sha256(b"".join(sorted(set(row_keys)))).hexdigest()
     return {
         "schema": FINGERPRINT_SCHEMA,
         **model,
@@ -76,9 +75,14 @@ def make_fingerprint(
         "teacher_dtype": teacher_dtype,
         "quantization": None,
         "storage": {"ids": "uint16" if vocab_size <= 65535 else "uint32", "logprobs": logprob_dtype},
-        "rows": rows,
+        "rows": rows_digest(row_keys),
         "vocab_size": vocab_size,
     }
+
+
+def rows_digest(row_keys: Collection[bytes]) -> str:
+    """Return the fingerprint's `rows`: the hex digest of the distinct row keys a cache holds, in any order."""
+    return hashlib.sha256(b"".join(sorted(set(row_keys)))).hexdigest()
 
 
 def fingerprint_key(fingerprint: Fingerprint) -> str:
@@ -147,6 +151,12 @@ def rule_of(field: str) -> Rule:
     return FIELD_RULES.get(field) or FIELD_RULES.get(field.partition(".")[0], "equal")
 
 
+def rules_table() -> str:
+    """Return FIELD_RULES as the lines of a Markdown table, for docs/cache-format.md."""
+    lines = [f"| `{field}` | {rule} |" for field, rule in FIELD_RULES.items()]
+    return "\n".join(["| field | rule |", "|---|---|", *lines])
+
+
 def show_differences(differences: dict[str, tuple[Any, Any]]) -> str:
     """Return one aligned line a differing field with both values."""
     width = max(map(len, differences), default=0)
@@ -200,6 +210,7 @@ def is_fingerprint(value: Any) -> bool:
         known = storage.keys() == STORAGE.keys() and all(storage[name] in STORAGE[name] for name in STORAGE)
         fits = 0 <= top_k <= vocab_size < 2**32 and 0 <= num_references < 2**16
         wide = vocab_size <= 65535 or storage["ids"] == "uint32"
-        return bool(numbers and known and fits and wide and (pool is None or isinstance(pool, str)))
+        named = pool is None or isinstance(pool, str)
+        return bool(numbers and known and fits and wide and named and not _holds_float(value))
     except (KeyError, TypeError, AttributeError):
         return False

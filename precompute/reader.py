@@ -1,37 +1,33 @@
 """Open a teacher cache, and decode its arrays once, checked.
 
-Opening costs milliseconds: files, sizes and metadata (`layout.py`). Values are decoded when first asked for, and pass
-the rules of `rows.py` before anyone sees them. The format is the docstring of `cache.py`, which exports this class;
-which cache serves a request is `serving.py`'s.
+Opening costs milliseconds: the manifest, all sizes, and the small files with their digests (`untrusted.py`,
+`metadata.py`). Arrays are decoded when first asked for, against their digests too (`shards.py`), and pass the rules of
+`rows.py` before anyone sees them. Whatever is wrong is a CacheError. The format is the docstring of `cache.py`, which
+exports this class; which cache serves a request is `serving.py`'s.
 """
 
 # N answer tokens, K kept, n samples, k references, M pool images, V vocabulary
 
 import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from ..data.example import canonical_json
 from .identity import FINGERPRINT_SCHEMA, Fingerprint, is_fingerprint, lineage_of
-from .layout import (
-    JSON_CAP,
-    MANIFEST_CAP,
-    ZARR,
-    ArrayPlan,
-    CacheError,
-    check_arrays,
-    check_files,
-    expect,
-    parse_json,
-    read_manifest,
-)
+from .layout import FILE_CAP, ZARR, CacheError, ListedFile, expect, plain_files, refusal, root_digest
+from .metadata import StoredArray, check_arrays
 from .rows import Rows, as_rows, row_problems
+from .shards import read_array
+from .untrusted import BUILD_CAP, JSON_CAP, json_value, read_listed, read_manifest
+
+WIDENED = {"token/kept_logprob": "float32", "token/disagreement": "float32"}  # once, so that training need not
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,7 +42,8 @@ class TeacherCache:
     num_rows: int
     top_k: int
     vocab_size: int
-    plans: dict[str, ArrayPlan]
+    plans: dict[str, StoredArray]
+    files: dict[str, ListedFile]
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -57,12 +54,11 @@ class TeacherCache:
         """
         root = Path(path)
         key, files = read_manifest(root)
-        check_files(root, files)
-        raw, fingerprint = parse_json(root / "fingerprint.json", JSON_CAP)
-        digest = hashlib.sha256(raw).hexdigest()
-        expect(digest == key and raw == canonical_json(fingerprint), root / "fingerprint.json", f"sha256 {key}", digest)
-        expect(is_fingerprint(fingerprint), root / "fingerprint.json", FINGERPRINT_SCHEMA, fingerprint)
-        _, build = parse_json(root / "build.json", MANIFEST_CAP)
+        first = next(file_problems(root, files), None)
+        if first is not None:
+            raise first
+        fingerprint = _read_fingerprint(root, key, files)
+        build = json_value(root / "build.json", read_listed(root, "build.json", files, BUILD_CAP))
         expect(isinstance(build, dict), root / "build.json", "an object", type(build))
         plans = check_arrays(root, fingerprint, files)
         return cls(
@@ -75,6 +71,7 @@ class TeacherCache:
             top_k=fingerprint["objective"]["top_k"],
             vocab_size=fingerprint["vocab_size"],
             plans=plans,
+            files=files,
         )
 
     @cached_property
@@ -86,7 +83,7 @@ class TeacherCache:
     def offset(self) -> NDArray[np.int64]:
         """Bounds of each sample's rows, int64 [n+1]."""
         offset = self._decode("sample/offset")
-        sound = offset[0] == 0 and offset[-1] == self.num_rows and bool((np.diff(offset) > 0).all())
+        sound = offset[0] == 0 and offset[-1] == self.num_rows and bool((offset[1:] > offset[:-1]).all())
         expect(sound, self.root, f"sample/offset increasing from 0 to {self.num_rows}", offset)
         return offset
 
@@ -95,7 +92,8 @@ class TeacherCache:
         """The row key and person digest of each sample, 32 bytes, sorted."""
         raw = np.concatenate([self._decode("sample/key"), self._decode("sample/person")], axis=1).tobytes()
         pairs = [raw[start : start + 32] for start in range(0, len(raw), 32)]
-        expect(pairs == sorted(set(pairs)), self.root, "samples sorted by key and person, none twice", "another order")
+        ascending = all(pair < after for pair, after in itertools.pairwise(pairs))
+        expect(ascending, self.root, "samples sorted by key and person, none twice", "another order")
         return tuple(pairs)
 
     @cached_property
@@ -129,7 +127,7 @@ class TeacherCache:
     @cached_property
     def root_digest(self) -> str:
         """Digest over the digests of all files: what pins these very bytes."""
-        return str(parse_json(self.root / "manifest.json", MANIFEST_CAP)[1]["root_sha256"])
+        return root_digest(self.files)
 
     def find_sample(self, key: bytes, person: bytes) -> int | None:
         """Return the index of the sample with a row key and a person digest, or None."""
@@ -172,10 +170,42 @@ class TeacherCache:
         if name not in self.plans:
             rows = {"sample": self.num_samples, "token": self.num_rows, "reference": 0}[name.partition("/")[0]]
             return np.empty((rows, 32 if rows == 0 else 0), np.uint8 if rows == 0 else np.uint16)
-        try:
-            return np.asarray(zarr.open_array(store=str(self.root / ZARR / name), mode="r", zarr_format=3)[...])
-        except Exception as error:  # hostile bytes fail in as many ways as there are codecs
-            raise CacheError(
-                f"{self.root}: expected {name} to decode, found {error}. The cache is damaged: fetch it again or "
-                "rebuild it with `viker precompute`."
-            ) from error
+        dtype = WIDENED.get(name, self.plans[name].dtype)
+        return read_array(self.root, name, self.plans[name], self.files, dtype)
+
+
+def file_problems(root: Path, files: Mapping[str, ListedFile]) -> Iterator[CacheError]:
+    """Yield an error for each file that is missing, of another size, too large, or in the arrays and not listed.
+
+    Raises:
+        CacheError: when the directory holds a link or a special file, or cannot be listed.
+    """
+    found = plain_files(root)
+    for name, file in files.items():
+        size = found.get(name)
+        if file.size > most_bytes(name):
+            yield refusal(root / name, f"at most {most_bytes(name)} bytes", file.size)
+        elif size != file.size:
+            found_bytes = "no file" if size is None else f"{size} bytes"
+            yield refusal(root / name, f"{file.size} bytes", f"{found_bytes} (manifest.json lists {file.size})")
+    for name in sorted(found.keys() - files.keys()):
+        if name.startswith(f"{ZARR}/"):
+            yield refusal(root / name, "no file in the arrays that the manifest does not list", "this one")
+
+
+def most_bytes(name: str) -> int:
+    """Return how large a file of a cache may be, by what its name says it is."""
+    if name == "build.json":
+        return BUILD_CAP
+    return JSON_CAP if name.endswith(".json") else FILE_CAP
+
+
+def _read_fingerprint(root: Path, key: str, files: Mapping[str, ListedFile]) -> Fingerprint:
+    path = root / "fingerprint.json"
+    content = read_listed(root, "fingerprint.json", files, JSON_CAP)
+    digest = hashlib.sha256(content).hexdigest()
+    expect(digest == key, path, f"sha256 {key}, which is the key in manifest.json", digest)
+    fingerprint: Fingerprint = json_value(path, content)
+    expect(is_fingerprint(fingerprint), path, FINGERPRINT_SCHEMA, fingerprint)
+    expect(content == canonical_json(fingerprint), path, "canonical JSON", "other bytes for the same values")
+    return fingerprint

@@ -6,7 +6,6 @@ loses at most the block in flight. Which block is where on disk is `store.py`'s;
 Shapes: M answer tokens of an example.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..data.example import DataError, Example
 from ..models.encode import Encoder
 from ..models.interventions import Intervention, pixels_digest, require_images
 from .cache import (
     Fingerprint,
-    TeacherCache,
     fingerprint_key,
     lineage_of,
     make_fingerprint,
     person_digest,
     row_key,
-    serving_caches,
     token_hash,
 )
+from .derive import NOTHING_KNOWN, KnownRows, join_rows
 from .engines.rows import Pending, Probabilities
+from .schedule import EVERYTHING, Part, stage_blocks
 from .store import CacheBuilder, Sample
 from .topk import rows_from_probabilities
 
@@ -97,17 +95,8 @@ def make_request(
     return Request(fingerprint, fingerprint_key(fingerprint), tuple(works))
 
 
-def find_existing(home: Path, request: Request, named: frozenset[str]) -> TeacherCache | None:
-    """Return the cache of this key, else one whose rows serve by the rules of identity, else None."""
-    exact = home / request.key[:16]
-    if (exact / "manifest.json").is_file():
-        return TeacherCache.open(exact)
-    serving = serving_caches(home, request.fingerprint, named, set(request.by_row_key))
-    return serving[0] if serving else None
-
-
-def start_builder(home: Path, request: Request, intervention: Intervention, build: Mapping[str, Any]) -> CacheBuilder:
-    """Create or join the staging folder of a request."""
+def samples_for(request: Request, intervention: Intervention) -> list[Sample]:
+    """Return the samples of a request, sorted: one a row key and person."""
     lineage = lineage_of(request.fingerprint)
     samples = {
         Sample(
@@ -120,41 +109,42 @@ def start_builder(home: Path, request: Request, intervention: Intervention, buil
         for work in request.works
         for person in work.example.people
     }
+    return sorted(samples)
+
+
+def start_builder(home: Path, request: Request, intervention: Intervention, build: Mapping[str, Any]) -> CacheBuilder:
+    """Create or join the staging folder of a request."""
     pool = () if intervention.pool is None else intervention.pool.images
-    return CacheBuilder(
-        home, request.fingerprint, build, sorted(samples), [bytes.fromhex(image.sha256) for image in pool]
-    )
+    digests = [bytes.fromhex(image.sha256) for image in pool]
+    return CacheBuilder(home, request.fingerprint, build, samples_for(request, intervention), digests)
 
 
 def compute_blocks(
-    builder: CacheBuilder, request: Request, intervention: Intervention, encoder: Encoder, rows_of: RowsOf, device: str
-) -> int:
-    """Compute every block that nobody has staged, waiting for those another process is at; return the pairs run.
+    builder: CacheBuilder, request: Request, intervention: Intervention, encoder: Encoder, rows_of: RowsOf, device: str,
+    known: KnownRows = NOTHING_KNOWN, part: Part = EVERYTHING,
+) -> int:  # fmt: skip
+    """Compute every block of a part that nobody has staged, waiting for those another process is at.
 
-    A pair is one example under one image.
+    The teacher is not asked for rows that are known. Return the pairs run, of one example under one image.
     """
-    works, num_pairs = request.by_row_key, 0
-    done = set(builder.complete_blocks())
-    bar = tqdm(total=_num_pairs(builder, range(len(builder.blocks))), unit="pair", desc="precompute")
-    bar.update(_num_pairs(builder, done))
-    while not builder.sealed and len(done) < len(builder.blocks):
-        for block in sorted(set(range(len(builder.blocks))) - done):
-            if not builder.claim(block):
-                continue
-            builder.write_block(block, _block_arrays(builder, block, works, intervention, encoder, rows_of), device)
-            pairs = _num_pairs(builder, [block])
-            bar.update(pairs)
-            num_pairs += pairs
-        known, done = len(done), set(builder.complete_blocks())
-        if len(done) == known:  # what is missing is another process's
-            time.sleep(0.2)
-    bar.close()
-    return num_pairs
+    works = request.by_row_key
+
+    def compute(block: int) -> None:
+        arrays = _block_arrays(builder, block, works, intervention, encoder, rows_of, known)
+        builder.write_block(block, arrays, known.device(_row_keys(builder, block), device))
+
+    return stage_blocks(builder, compute, lambda block: _num_pairs(builder, [block], known), part=part)
 
 
-def _num_pairs(builder: CacheBuilder, blocks: Any) -> int:
-    samples = (sample for block in blocks for sample in builder.samples[slice(*builder.blocks[block])])
-    return sum(max(1, len(sample.references)) for sample in samples)
+def _row_keys(builder: CacheBuilder, block: int) -> list[bytes]:
+    """Return the distinct row keys of a block."""
+    return list(dict.fromkeys(sample.row_key for sample in builder.samples[slice(*builder.blocks[block])]))
+
+
+def _num_pairs(builder: CacheBuilder, blocks: Any, known: KnownRows) -> int:
+    samples = [sample for block in blocks for sample in builder.samples[slice(*builder.blocks[block])]]
+    images = {sample.row_key: max(1, len(sample.references)) for sample in samples if sample.row_key not in known}
+    return sum(images.values())
 
 
 def _block_arrays(
@@ -164,22 +154,29 @@ def _block_arrays(
     intervention: Intervention,
     encoder: Encoder,
     rows_of: RowsOf,
+    known: KnownRows,
 ) -> dict[str, np.ndarray]:
-    """Compute a block: each distinct row key once, its rows repeated for every person who shares it."""
-    samples = builder.samples[slice(*builder.blocks[block])]
-    keys = list(dict.fromkeys(sample.row_key for sample in samples))
-    pending = [_pending(works[key], intervention, encoder) for key in keys]
-    top_k = builder.fingerprint["objective"]["top_k"]
-    dtype = {"float16": torch.float16, "float32": torch.float32}[builder.fingerprint["storage"]["logprobs"]]
-    rows = {}
-    for key, item, found in zip(keys, pending, rows_of(pending), strict=True):
-        answer_ids_M = torch.tensor(item.answer_ids, device=found.mean_MV.device)
-        rows[key] = rows_from_probabilities(found.mean_MV, found.mean_entropy_M, answer_ids_M, top_k, dtype)
-    names = rows[keys[0]]
-    return {name: torch.cat([rows[sample.row_key][name] for sample in samples]).cpu().numpy() for name in names}
+    """Compute a block: each unknown row key once, its rows repeated for every person who shares it."""
+    keys = _row_keys(builder, block)
+    rows = {key: known.rows(key) for key in keys if key in known}
+    asked = [key for key in keys if key not in known]
+    pending = [pending_of(works[key], intervention, encoder) for key in asked]
+    for key, item, found in zip(asked, pending, rows_of(pending), strict=True):
+        rows[key] = stored_rows(found, item, builder.fingerprint)
+    return join_rows([rows[sample.row_key] for sample in builder.samples[slice(*builder.blocks[block])]])
 
 
-def _pending(work: Work, intervention: Intervention, encoder: Encoder) -> Pending:
+def stored_rows(found: Probabilities, item: Pending, fingerprint: Fingerprint) -> dict[str, np.ndarray]:
+    """Return the rows of one example as a cache of this fingerprint stores them."""
+    dtype = {"float16": torch.float16, "float32": torch.float32}[fingerprint["storage"]["logprobs"]]
+    answer_ids_M = torch.tensor(item.answer_ids, device=found.mean_MV.device)
+    top_k = fingerprint["objective"]["top_k"]
+    rows = rows_from_probabilities(found.mean_MV, found.mean_entropy_M, answer_ids_M, top_k, dtype)
+    return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
+
+
+def pending_of(work: Work, intervention: Intervention, encoder: Encoder) -> Pending:
+    """Return one example encoded under each image it is shown."""
     shown = intervention.shown(work.example, work.row_key)
     encoded = [encoder.assemble(work.example, work.prompt_ids, work.answer_ids, images) for images in shown]
     return Pending(encoded, [tuple(image.sha256 for image in images) for images in shown])
@@ -187,4 +184,4 @@ def _pending(work: Work, intervention: Intervention, encoder: Encoder) -> Pendin
 
 def first_pending(request: Request, intervention: Intervention, encoder: Encoder) -> Pending:
     """Return the work of the first example, for the engine's self-check."""
-    return _pending(request.works[0], intervention, encoder)
+    return pending_of(request.works[0], intervention, encoder)

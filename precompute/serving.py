@@ -55,9 +55,9 @@ def find(
         places = "\n".join(f"  {cache.root}" for cache in serving)
         raise CacheMismatch(f"Expected one teacher cache that serves, found several. Name one by `--cache`:\n{places}")
     refusals = [_refusal(cache, wanted, named, row_keys, overridden) for cache in _open_all(home)]
-    uncovered = [str(refusal) for refusal in refusals if isinstance(refusal, RowsNotCovered)]
+    uncovered = [refusal for refusal in refusals if isinstance(refusal, RowsNotCovered)]
     if uncovered:
-        raise RowsNotCovered("\n".join(uncovered))
+        raise RowsNotCovered("\n".join(map(str, uncovered)), _fullest(uncovered, row_keys))
     reasons = "\n".join(map(str, refusals)) or "It holds no complete cache: make one with `viker precompute`."
     raise CacheMismatch(f"Expected a teacher cache that serves in {home}, found none.\n{reasons}")
 
@@ -89,6 +89,16 @@ def _refusal(
     if missing:
         return RowsNotCovered(
             f"{cache.root}: expected all {len(set(row_keys))} row keys asked for, found {missing} of them missing. "
-            "Run `viker precompute` for all of them: it makes another cache."
+            f"Add them with `viker cache extend {cache.root.name}`: it makes another cache, and computes no row again.",
+            cache.root,
         )
     return None
+
+
+def _fullest(refusals: list[RowsNotCovered], row_keys: Collection[bytes]) -> Path:
+    """Return where the cache is that lacks the fewest rows, hence is extended by the least work."""
+    return min((refusal.root for refusal in refusals), key=lambda root: _num_missing(root, row_keys))
+
+
+def _num_missing(root: Path, row_keys: Collection[bytes]) -> int:
+    return len(set(row_keys) - TeacherCache.open(root).row_keys)

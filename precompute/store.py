@@ -1,89 +1,66 @@
-"""Writing a teacher cache: blocks by anyone, in any order, any number of times; then one atomic seal.
+"""Making a teacher cache: blocks by anyone, in any order, any number of times; then one atomic seal.
 
     <key16>.building/            staging, shared by every process that makes this key
       fingerprint.json plan.json what is being made, and of which blocks: the same for all of them, or an error
       block-00007                the rows of one block, with a checksum
       block-00007.claim          who computes it: advice that saves work, and is never believed for long
+      seal.claim                 who assembles the cache from all blocks
+      clock                      touched to learn what time it is here
     <key16>.<uuid>.sealing/      the cache while it is assembled; renamed to <key16>/ when its manifest is on disk
 
 Nothing here locks. A block is written under a temporary name, fsynced and renamed, so that it is whole or absent, and
 its checksum is verified before use: a torn or flipped one is computed again. Two processes that write the same block
 write the same content; of two that seal, the first rename wins and the other drops its copy. So a kill at any moment
 costs at most the blocks in flight, and resume, Ray workers, a Slurm array and an impatient teammate need no agreement
-beyond this folder. The same blocks give byte-identical Zarr files: one chunk rule, blosc without threads.
+beyond this folder. The same blocks give byte-identical Zarr files: one chunk rule, blosc without threads. What a kill
+leaves at which moment, and what the next run makes of it, is the table of `docs/reliability.md`.
 
-Block files and claims are `blocks.py`'s, computing rows the engines', scheduling `run.py`'s, the format `cache.py`'s.
+Block files are `blocks.py`'s, claims `claims.py`'s, the sealed folder `seal.py`'s, which blocks to compute
+`schedule.py`'s, computing rows the engines', the format `cache.py`'s.
 """
 
-# N answer tokens, K kept, n samples, k references, M pool images
+# N answer tokens, K kept
 
-import hashlib
+import bisect
+import contextlib
+import errno
 import itertools
 import logging
 import math
-import shutil
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numcodecs.blosc
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..data.example import canonical_json
-from .blocks import (
-    BlockHeader,
-    StorageError,
-    disk_trouble,
-    list_files,
-    pack_block,
-    read_header,
-    sync,
-    sync_tree,
-    take_claim,
-    write_durably,
-)
-from .cache import SCHEMA, CacheError, CacheMismatch, Fingerprint, TeacherCache, fingerprint_key, row_problems
-from .layout import ZARR, ArrayPlan, array_plans, chunk_and_shard, manifest_bytes
+from .blocks import BlockHeader, StorageError, disk_trouble, make_folder, pack_block, read_header, sync, write_durably
+from .cache import CacheError, CacheMismatch, Fingerprint, fingerprint_key, row_problems
+from .claims import CLAIM_SECONDS, drop_claim, file_system_now, renewer, renewing, take_claim
+from .layout import ArrayPlan, array_plans
 from .rows import as_rows
+from .samples import Sample, blocks_of, check_samples, plan_blocks, plan_bytes, sample_arrays
+from .seal import new_sealing_folder, publish, remove, remove_sealing_folders, write_cache
 
-__all__ = ["CacheBuilder", "Sample", "StorageError", "plan_blocks"]
+__all__ = ["CacheBuilder", "Sample", "StorageError", "plan_blocks", "sweep"]
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_BLOCK = 4096
-LEAST_BLOCKS = 20  # of a cache with that many samples: a kill costs at most a twentieth
-CLAIM_SECONDS = 3600.0
+POLL_SECONDS = 0.2  # between two looks at what another process is doing
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Sample:
-    """One sample of a cache, before its rows are known: identity, length, and the pool images it averages."""
+def sweep(root: Path) -> None:
+    """Remove what makers of a sealed cache left beside it: the blocks, and seals that came second or were killed.
 
-    row_key: bytes
-    person: bytes
-    token_hash: int
-    num_rows: int
-    references: tuple[int, ...] = ()
-
-
-def plan_blocks(lengths_n: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut samples into blocks of whole samples and return their (start, stop).
-
-    A block has at most 4096 rows, unless one sample alone has more, and at most a twentieth of the samples.
+    Other processes see each folder vanish at once. What cannot be removed is only named in a warning.
     """
-    most_samples = max(1, len(lengths_n) // LEAST_BLOCKS)
-    blocks, start, rows = [], 0, 0
-    for index, length in enumerate(lengths_n):
-        if index > start and (rows + length > ROWS_PER_BLOCK or index - start == most_samples):
-            blocks.append((start, index))
-            start, rows = index, 0
-        rows += length
-    return [*blocks, (start, len(lengths_n))] if lengths_n else []
+    staging = _staging(root)
+    if staging.exists():
+        remove(staging, root)
+    remove_sealing_folders(root)
 
 
 class CacheBuilder:
@@ -105,23 +82,26 @@ class CacheBuilder:
 
         Raises:
             CacheMismatch: when the folder is in use for the same fingerprint and other samples.
+            CacheError: when the cache's place is taken by something without a manifest.
             StorageError: when it cannot be written.
         """
         self.home, self.fingerprint, self.build = home, fingerprint, dict(build)
         self.samples, self.pool_sha256 = sorted(samples), tuple(pool_sha256)
         self.key = fingerprint_key(fingerprint)
-        self.root, self.staging = home / self.key[:16], home / f"{self.key[:16]}.building"
-        self._check_samples()
-        groups = [list(group) for _, group in itertools.groupby(self.samples, key=lambda sample: sample.row_key)]
-        bounds = [0, *itertools.accumulate(map(len, groups))]
-        lengths = [sum(sample.num_rows for sample in group) for group in groups]
-        self.blocks = [(bounds[start], bounds[stop]) for start, stop in plan_blocks(lengths)]
+        self.root = home / self.key[:16]
+        self.staging = _staging(self.root)
+        check_samples(self.samples, self.pool_sha256, fingerprint)
+        self.blocks = blocks_of(self.samples)
         self._rows_before = [0, *itertools.accumulate(sample.num_rows for sample in self.samples)]
         num_rows = self._rows_before[-1]
         self.plans = array_plans(fingerprint, len(self.samples), num_rows, len(self.pool_sha256))
+        self._first_rows = [self._rows_before[start] for start, _ in self.blocks]
         self._headers: dict[int, BlockHeader] = {}
-        if not self.sealed:
-            self._join_staging()
+        with disk_trouble(home, 0):
+            self._refuse_half_a_cache()
+            if not self.sealed:
+                with self._vanishing_staging():
+                    self._join_staging()
 
     @property
     def sealed(self) -> bool:
@@ -136,11 +116,23 @@ class CacheBuilder:
     def claim(self, block: int, timeout_s: float = CLAIM_SECONDS) -> bool:
         """Return whether this process should compute a block: nobody has staged it or is at it.
 
-        A claim of a dead process of this host, or one older than the timeout, is taken over.
+        A claim of a dead process of this host, or one not renewed for `timeout_s`, is taken over. Compute under
+        `holding`, which renews the claim.
+
+        Raises:
+            StorageError: when the disk is full or failing.
         """
-        if self._block_path(block).exists() or self.sealed:
+        path = self._block_path(block)
+        if path.exists() or not self._take(self._claim_path(block), timeout_s):
             return False
-        return take_claim(self.staging / f"block-{block:05d}.claim", timeout_s)
+        if path.exists():  # staged between the two
+            drop_claim(self._claim_path(block))
+            return False
+        return True
+
+    def holding(self, block: int, timeout_s: float = CLAIM_SECONDS) -> contextlib.AbstractContextManager[None]:
+        """Renew the claim on a block while it is computed and staged, and drop it at the end, however that comes."""
+        return renewing(self._claim_path(block), timeout_s)
 
     def write_block(self, block: int, arrays: Mapping[str, NDArray[Any]], device: str = "cpu") -> None:
         """Check the rows of a block and stage them, whole or not at all.
@@ -164,138 +156,167 @@ class CacheBuilder:
                 "yields NaN, compute it in float32; if rounding is at fault, store log-probabilities as float32."
             )
         content = pack_block(self.key, block, stored, device)
-        try:
-            with disk_trouble(self.home, len(content)):
-                write_durably(self._block_path(block), content)
-        except FileNotFoundError:
-            if not self.sealed:  # otherwise another process had all blocks, and removed the folder
-                raise
+        with disk_trouble(self.home, len(content)):
+            self._stage(self._block_path(block), content)
 
     def complete_blocks(self) -> list[int]:
         """Return the blocks that are staged and whole; a damaged one is removed with a warning, to be made again."""
-        for block in range(len(self.blocks)):
-            path = self._block_path(block)
-            if block in self._headers or not path.exists():
-                continue
-            try:
-                self._headers[block] = read_header(path, self.key, block, self._block_plans(block))
-            except (ValueError, KeyError, TypeError) as error:
-                logger.warning("%s is damaged (%s): it will be computed again", path, error)
-                path.unlink(missing_ok=True)
+        with disk_trouble(self.home, 0):
+            for block in sorted(set(range(len(self.blocks))) - self._headers.keys()):
+                if self._block_path(block).exists():
+                    self._verify_block(block)
         return sorted(self._headers)
 
-    def assemble(self) -> Path:
+    def assemble(self, timeout_s: float = CLAIM_SECONDS) -> Path:
         """Seal the cache from its complete blocks and return its folder; when it is sealed already, only clean up.
+
+        While another process is sealing it, this one waits; for `timeout_s` at most where that one has stopped.
 
         Raises:
             CacheError: when blocks are missing.
             StorageError: when the disk is full or failing; the blocks stay.
         """
-        if not self.sealed:
+        while not self.sealed:
             missing = sorted(set(range(len(self.blocks))) - set(self.complete_blocks()))
-            if missing:
+            if missing and not self.sealed:
                 raise CacheError(
                     f"{self.staging}: expected all {len(self.blocks)} blocks, found {len(missing)} missing "
                     f"(first {missing[0]}). Run the same `viker precompute` again: it computes only those."
                 )
-            self._seal()
-        self._remove_staging()
+            if not self._take(self._seal_claim, timeout_s):
+                time.sleep(POLL_SECONDS)
+                continue
+            try:
+                self._seal(renewer(self._seal_claim, timeout_s))
+            finally:
+                drop_claim(self._seal_claim)
+        sweep(self.root)
         return self.root
 
-    def _seal(self) -> None:
-        folder = self.home / f"{self.key[:16]}.{uuid.uuid4().hex}.sealing"
+    def _seal(self, renew: Callable[[], None]) -> None:
         raw_bytes = sum(math.prod(plan.shape) * np.dtype(plan.dtype).itemsize for plan in self.plans.values())
+        devices = [self._headers[block].device for block in range(len(self.blocks))]
+        build = {**self.build, "block_devices": devices}
+        with disk_trouble(self.home, raw_bytes):
+            folder = new_sealing_folder(self.root)
+            try:
+                write_cache(folder, self.key, self.fingerprint, build, self.plans, self._rows_of_array, renew)
+                publish(folder, self.root)
+            except BaseException as error:
+                remove(folder, self.root)
+                if not self._was_overtaken(error):
+                    raise
+
+    def _was_overtaken(self, error: BaseException) -> bool:
+        """Whether a seal failed because another process sealed, or took over after this one was stopped.
+
+        A cache that is there is no such sign by itself: it may be ours, its name not yet fsynced.
+        """
+        if isinstance(
+            error, FileNotFoundError
+        ):  # its folder was moved away, or blocks were: look again which are there
+            self._headers.clear()
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            self._refuse_half_a_cache()
+            return self.sealed
+        return False
+
+    @cached_property
+    def _sample_arrays(self) -> dict[str, NDArray[Any]]:
+        return sample_arrays(self.samples, self.pool_sha256)
+
+    def _rows_of_array(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return rows start:stop of one array; those of tokens are read from the blocks that hold them."""
+        if not name.startswith("token/"):
+            return self._sample_arrays[name][start:stop]
+        plan, rows = self.plans[name], []
+        for block in range(
+            bisect.bisect_right(self._first_rows, start) - 1, bisect.bisect_left(self._first_rows, stop)
+        ):
+            first = self._first_rows[block]
+            inside = max(start - first, 0), min(stop - first, self.num_rows(block))
+            rows.append(self._read_block(block, name, plan, *inside))
+        return np.concatenate(rows)
+
+    def _read_block(self, block: int, name: str, plan: ArrayPlan, start: int, stop: int) -> NDArray[Any]:
+        """Read rows start:stop of one array of a block, counted within it."""
+        row_values = math.prod(plan.shape[1:])
+        offset = self._headers[block].starts[name] + start * row_values * np.dtype(plan.dtype).itemsize
+        count = (stop - start) * row_values
+        found = np.fromfile(self._block_path(block), plan.dtype, count, offset=offset)
+        if found.size != count:
+            del self._headers[block]
+            raise CacheError(
+                f"{self._block_path(block)}: expected {count} values of {name}, found {found.size}: it changed after "
+                "it was checked. Run the same command again: it computes that block."
+            )
+        return found.reshape(-1, *plan.shape[1:])
+
+    def _refuse_half_a_cache(self) -> None:
+        if self.root.exists() and not self.sealed:  # in this order: it may be sealed between the two
+            raise CacheError(
+                f"{self.root}: expected a complete cache or nothing, found a folder without manifest.json, which no "
+                "viker leaves. Remove it, and run the same command again."
+            )
+
+    @contextlib.contextmanager
+    def _vanishing_staging(self) -> Iterator[None]:
+        """Take it for no error that the staging folder is gone, where another process sealed the cache just now."""
         try:
-            with disk_trouble(self.home, raw_bytes):
-                self._write_zarr(folder / ZARR)
-                devices = [self._headers[block].device for block in range(len(self.blocks))]
-                (folder / "build.json").write_bytes(canonical_json({**self.build, "block_devices": devices}))
-                (folder / "fingerprint.json").write_bytes(canonical_json(self.fingerprint))
-                sync_tree(folder)
-                write_durably(folder / "manifest.json", manifest_bytes(self.key, list_files(folder)))
-                folder.rename(self.root)
-                sync(self.home)
-        except Exception:
-            shutil.rmtree(folder, ignore_errors=True)
+            yield
+        except FileNotFoundError:
             if not self.sealed:
                 raise
-            TeacherCache.open(self.root)  # another process was first; ours would have been the same rows
-
-    def _write_zarr(self, path: Path) -> None:
-        storage, objective = self.fingerprint["storage"], self.fingerprint["objective"]
-        attributes = {
-            "schema": SCHEMA,
-            "key": self.key,
-            "top_k": objective["top_k"],
-            "vocab_size": self.fingerprint["vocab_size"],
-            "storage": dict(storage),
-        }
-        zarr.create_group(store=str(path), zarr_format=3, attributes=attributes)
-        for folder in sorted({name.partition("/")[0] for name in self.plans}):
-            zarr.create_group(store=str(path), path=folder, zarr_format=3)
-        for name, values in self._sample_arrays().items():
-            _write_array(path, name, self.plans[name], values)
-        for name in self.plans:
-            if name.startswith("token/"):
-                _write_array(path, name, self.plans[name], self._gather(name))
-
-    def _sample_arrays(self) -> dict[str, NDArray[Any]]:
-        samples = self.samples
-        arrays: dict[str, NDArray[Any]] = {
-            "sample/offset": np.array(self._rows_before, np.int64),
-            "sample/key": _bytes_to_array([sample.row_key for sample in samples]),
-            "sample/person": _bytes_to_array([sample.person for sample in samples]),
-            "sample/token_hash": np.array([sample.token_hash for sample in samples], np.uint64),
-        }
-        if self.pool_sha256:
-            arrays["sample/reference"] = np.array([sample.references for sample in samples], np.uint16)
-            arrays["reference/sha256"] = _bytes_to_array(self.pool_sha256)
-        return arrays
-
-    def _gather(self, name: str) -> NDArray[Any]:
-        """Read one array of all blocks into memory."""
-        plan = self.plans[name]
-        whole = np.empty(plan.shape, plan.dtype)
-        for block, (start, stop) in enumerate(self.blocks):
-            part = whole[self._rows_before[start] : self._rows_before[stop]]
-            at = self._headers[block].starts[name]
-            part[:] = np.fromfile(self._block_path(block), plan.dtype, part.size, offset=at).reshape(part.shape)
-        return whole
-
-    def _check_samples(self) -> None:
-        pairs = {(sample.row_key, sample.person) for sample in self.samples}
-        if not self.samples or min(sample.num_rows for sample in self.samples) < 1:
-            raise CacheError("Expected at least one sample, each with an answer token; found none, or an empty answer.")
-        assert len(pairs) == len(self.samples), "one sample a row key and person"
-        assert all(len(key) == len(person) == 16 for key, person in pairs)
-        assert bool(self.pool_sha256) == (self.fingerprint["pool"] is not None)
-        k = self.fingerprint["draw"]["num_references"] if self.pool_sha256 else 0
-        assert all(len(sample.references) == k for sample in self.samples)
 
     def _join_staging(self) -> None:
-        samples = hashlib.sha256(repr([astuple(sample) for sample in self.samples]).encode()).hexdigest()
-        pool = hashlib.sha256(b"".join(self.pool_sha256)).hexdigest()
-        blocks = [list(block) for block in self.blocks]
-        plan = canonical_json({"key": self.key, "blocks": blocks, "samples_sha256": samples, "pool_sha256": pool})
-        with disk_trouble(self.home, len(plan)):
-            self.staging.mkdir(parents=True, exist_ok=True)
-            path = self.staging / "plan.json"
-            if not path.exists():
-                write_durably(self.staging / "fingerprint.json", canonical_json(self.fingerprint))
-                write_durably(path, plan)
-        if path.read_bytes() != plan:
+        plan = plan_bytes(self.key, self.blocks, self.samples, self.pool_sha256)
+        self.home.mkdir(parents=True, exist_ok=True)
+        make_folder(self.staging)
+        sync(self.home)
+        path = self.staging / "plan.json"
+        if not path.exists():
+            self._stage(self.staging / "fingerprint.json", canonical_json(self.fingerprint))
+            self._stage(path, plan)
+        if path.exists() and path.read_bytes() != plan:
             raise CacheMismatch(
                 f"{self.staging}: expected the plan of this run, found one of the same rows for other people, lengths "
                 "or references. Let that run finish, or remove the folder to start anew."
             )
+        self._remove_partial_files()
 
-    def _remove_staging(self) -> None:
-        """Remove the staging folder and what interrupted seals left; other processes see it vanish at once."""
-        trash = self.home / f"{self.key[:16]}.{uuid.uuid4().hex}.sealing"
-        if self.staging.exists():
-            self.staging.rename(trash)
-        for folder in self.home.glob(f"{self.key[:16]}.*.sealing"):
-            shutil.rmtree(folder, ignore_errors=True)
+    def _remove_partial_files(self) -> None:
+        """Remove what killed processes were writing; what one may be writing now is younger."""
+        now = file_system_now(self.staging)
+        for partial in self.staging.glob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - partial.stat().st_mtime > CLAIM_SECONDS:
+                    partial.unlink()
+
+    def _stage(self, path: Path, content: bytes) -> None:
+        """Write a file into the staging folder; it is no error when another process sealed and removed that."""
+        try:
+            write_durably(path, content)
+        except FileNotFoundError:
+            if not self.sealed:  # stopped for so long that another process took the unfinished file for a dead one's
+                write_durably(path, content)
+
+    def _take(self, claim: Path, timeout_s: float) -> bool:
+        with self._vanishing_staging(), disk_trouble(self.home, 0):
+            return not self.sealed and take_claim(claim, timeout_s)
+        return False
+
+    def _verify_block(self, block: int) -> None:
+        path = self._block_path(block)
+        try:
+            self._headers[block] = read_header(path, self.key, block, self._block_plans(block))
+        except FileNotFoundError:  # another process sealed, and removed the folder
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                raise
+            logger.warning("%s is damaged (%s): it will be computed again", path, error)
+            path.unlink(missing_ok=True)
 
     def _block_plans(self, block: int) -> dict[str, ArrayPlan]:
         plans = array_plans(self.fingerprint, 1, self.num_rows(block), 0)
@@ -303,6 +324,17 @@ class CacheBuilder:
 
     def _block_path(self, block: int) -> Path:
         return self.staging / f"block-{block:05d}"
+
+    def _claim_path(self, block: int) -> Path:
+        return self.staging / f"block-{block:05d}.claim"
+
+    @property
+    def _seal_claim(self) -> Path:
+        return self.staging / "seal.claim"
+
+
+def _staging(root: Path) -> Path:
+    return root.with_name(f"{root.name}.building")
 
 
 def _as_stored(name: str, array: NDArray[Any], plan: ArrayPlan) -> NDArray[Any]:
@@ -312,29 +344,3 @@ def _as_stored(name: str, array: NDArray[Any], plan: ArrayPlan) -> NDArray[Any]:
         assert not array.size or 0 <= array.min() <= array.max() <= np.iinfo(plan.dtype).max, "ids of the vocabulary"
     assert name != "token/kept_logprob" or array.dtype == plan.dtype, "rows are ordered by stored value: cast first"
     return array.astype(plan.dtype, copy=False)
-
-
-def _write_array(path: Path, name: str, plan: ArrayPlan, values: NDArray[Any]) -> None:
-    """Write one array of the group whole, so that no shard is ever read back to be changed."""
-    assert values.shape == plan.shape, f"{name}: {values.shape} is not {plan.shape}"
-    dtype = np.dtype(plan.dtype)
-    chunks, shards = chunk_and_shard(plan)
-    numcodecs.blosc.use_threads = False  # threaded blosc output is not deterministic
-    array = zarr.create_array(
-        store=str(path),
-        name=name,
-        shape=plan.shape,
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        filters=None,
-        compressors=[BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-        fill_value=np.nan if dtype.kind == "f" else np.iinfo(dtype).max,
-        zarr_format=3,
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values
-
-
-def _bytes_to_array(digests: Sequence[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)

@@ -5,8 +5,10 @@ one example before the first block; where a model family breaks its assumption, 
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,18 +23,95 @@ from ..models.identity import teacher_identity
 from ..models.interventions import Intervention, require_images
 from ..models.load import Checkpoint, load_encoder, load_model, pick_device, resolve
 from ..models.pictures import look_alike, thumbnail
-from .cache import TeacherCache, cache_home
+from .cache import CacheError, TeacherCache, cache_home
+from .derive import NOTHING_KNOWN, KnownRows
 from .engines.naive import naive_rows
 from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
-from .run import Request, RowsOf, compute_blocks, find_existing, first_pending, make_request, start_builder
+from .lookup import look_up, require_open, take
+from .pointer import record_making
+from .run import Request, RowsOf, compute_blocks, first_pending, make_request, start_builder
+from .schedule import EVERYTHING, Part
+from .store import CacheBuilder
+from .stores import Store, open_store
 
+# Options by which the source, the model and the pool are found again; never whom somebody wants forgotten.
+_RECORDED = ("data", "data_revision", "ratio", "split", "revision", "processor", "pool", "token_budget")
 SELF_CHECK_VARIATION = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
+
+
+class Asked(NamedTuple):
+    """What a command asks rows of, before any weight is loaded."""
+
+    checkpoint: Checkpoint
+    encoder: Encoder
+    source: Source
+    intervention: Intervention
+    request: Request
+
+
+class Staged(NamedTuple):
+    """The blocks of a cache after this process computed some, and what that took."""
+
+    builder: CacheBuilder
+    num_pairs: int
+    seconds: float
+    facts: dict[str, Any]
 
 
 def find_or_compute(
     options: Mapping[str, Any], *, named: frozenset[str], announce: Callable[[str], None]
 ) -> tuple[TeacherCache, dict[str, Any]] | None:
-    """Return the cache asked for and facts for provenance; None under --dry-run."""
+    """Return the cache asked for and facts for provenance; None under --dry-run, and after a part but the last."""
+    asked = ask(options, announce)
+    request = asked.request
+    announce(f"precompute: key {request.key[:16]}, {len(request.works)} examples, {len(request.by_row_key)} distinct")
+    store = _remote(request.key, options["push"], announce)
+    found = look_up(cache_home(), store, request.key, request.fingerprint, named, request.by_row_key.keys(), announce)
+    if options["dry_run"] and (found is None or found.cache is None):
+        place = cache_home() / request.key[:16]
+        announce(f"precompute: would {'compute it' if found is None else f'pull what was {found.how}'} into {place}")
+        return None
+    existing = None if found is None else take(found, cache_home(), store, announce)
+    if existing is not None and found is not None:
+        return existing, {
+            **facts_of(asked, options), "how": f"{found.how}, nothing computed", "pairs": 0, "engine": None,
+        }  # fmt: skip
+    start = partial(start_builder, cache_home(), request, asked.intervention)
+    staged = _stage(options, asked, start, NOTHING_KNOWN, options["part"], announce)
+    so_far, blocks = len(staged.builder.complete_blocks()), len(staged.builder.blocks)
+    if so_far < blocks and not staged.builder.sealed:
+        announce(f"precompute: {so_far} of {blocks} blocks staged; the part that finishes last seals")
+        return None
+    return _seal(staged, NOTHING_KNOWN)
+
+
+def _remote(key: str, must_push: bool, announce: Callable[[str], None]) -> Store | None:
+    """Return the remote, if one is named and can be read.
+
+    Raises:
+        CacheError: it cannot be read, or the key was purged there, and the rows are to be published.
+    """
+    address = os.environ.get("VIKER_CACHE_REMOTE")
+    if not address:
+        return None
+    try:
+        store = open_store(address)
+        if must_push:
+            require_open(store, key)
+        return store
+    except CacheError as error:
+        if must_push:
+            raise
+        announce(f"precompute: WARNING: going on without the remote: {error}")
+        return None
+
+
+def ask(options: Mapping[str, Any], announce: Callable[[str], None]) -> Asked:
+    """Open model, source and pool, and name the rows asked for; no weights are loaded.
+
+    Raises:
+        DataError: one of them is not there, or an example cannot be asked about.
+    """
     checkpoint = resolve(options["model"], revision=options["revision"], processor=options["processor"])
     encoder = load_encoder(
         checkpoint, trust_remote_code=options["trust_remote_code"], chat_template=options["chat_template"],
@@ -52,51 +131,63 @@ def find_or_compute(
         encoder, examples, intervention, teacher_identity(checkpoint, encoder), top_k=options["top_k"],
         teacher_dtype=options["dtype"], logprob_dtype=options["store_logprobs"],
     )  # fmt: skip
-    announce(f"precompute: key {request.key[:16]}, {len(request.works)} examples, {len(request.by_row_key)} distinct")
-    if os.environ.get("VIKER_CACHE_REMOTE"):
-        announce(
-            f"precompute: WARNING: $VIKER_CACHE_REMOTE is set and not read by this version; looking in {cache_home()}"
-        )
-    existing = find_existing(cache_home(), request, named)
-    facts: dict[str, Any] = {
-        "model_commit": checkpoint.commit,
-        "data_commit": source.commit,
+    return Asked(checkpoint, encoder, source, intervention, request)
+
+
+def facts_of(asked: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what provenance says of the inputs."""
+    return {
+        "model_commit": asked.checkpoint.commit,
+        "data_commit": asked.source.commit,
         "device": pick_device(options["device"]),
     }
-    if existing is not None:
-        exact = "found" if existing.key == request.key else "found one that serves"
-        return existing, {**facts, "how": f"{exact}, nothing computed", "pairs": 0, "engine": None}
-    if options["dry_run"]:
-        announce(f"precompute: would compute it into {cache_home() / request.key[:16]}")
-        return None
-    return _compute(options, request, intervention, checkpoint, encoder, facts, announce)
 
 
-def _compute(
-    options: Mapping[str, Any], request: Request, intervention: Intervention, checkpoint: Checkpoint, encoder: Encoder,
-    facts: dict[str, Any], announce: Callable[[str], None],
+def compute(
+    options: Mapping[str, Any], asked: Asked, start: Callable[[Mapping[str, Any]], CacheBuilder], known: KnownRows,
+    announce: Callable[[str], None],
 ) -> tuple[TeacherCache, dict[str, Any]]:  # fmt: skip
+    """Load the teacher, compute the blocks of the builder that `start` returns for a build.json, and seal the cache."""
+    return _seal(_stage(options, asked, start, known, EVERYTHING, announce), known)
+
+
+def _stage(
+    options: Mapping[str, Any], asked: Asked, start: Callable[[Mapping[str, Any]], CacheBuilder], known: KnownRows,
+    part: Part, announce: Callable[[str], None],
+) -> Staged:  # fmt: skip
+    facts, started = facts_of(asked, options), time.monotonic()
     model = load_model(
-        checkpoint, dtype=options["dtype"], device=facts["device"], attention=options["attention"],
+        asked.checkpoint, dtype=options["dtype"], device=facts["device"], attention=options["attention"],
         trust_remote_code=options["trust_remote_code"],
     )  # fmt: skip
     device = torch.cuda.get_device_name() if facts["device"].startswith("cuda") else "cpu"
-    engine, rows_of = _engine(options, model, encoder, request, intervention, announce)
+    engine, rows_of = _engine(options, model, asked.encoder, asked.request, asked.intervention, announce)
     build = {
         "schema": "viker/build/1",
-        "model": checkpoint.spec,
-        "model_commit": checkpoint.commit,
-        "data": options["data"],
-        "split": options["split"],
+        "model": asked.checkpoint.spec,
+        "model_commit": asked.checkpoint.commit,
+        **{name: options[name] for name in _RECORDED},
         "libraries": library_versions(),
         "engine": engine,
-        "token_budget": options["token_budget"],
         "num_threads": torch.get_num_threads(),
     }
-    builder = start_builder(cache_home(), request, intervention, build)
-    num_pairs = compute_blocks(builder, request, intervention, encoder, rows_of, device)
+    builder = start(build)
+    num_pairs = compute_blocks(builder, asked.request, asked.intervention, asked.encoder, rows_of, device, known, part)
+    return Staged(builder, num_pairs, time.monotonic() - started, {**facts, "engine": engine})
+
+
+def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any]]:
+    builder, num_pairs = staged.builder, staged.num_pairs
     cache = TeacherCache.open(builder.assemble())
-    return cache, {**facts, "how": f"{num_pairs} pairs computed", "pairs": num_pairs, "engine": engine}
+    if num_pairs:
+        record_making(cache, round(staged.seconds * _share(builder, known, num_pairs), 1))
+    return cache, {**staged.facts, "how": f"{num_pairs} pairs computed", "pairs": num_pairs}
+
+
+def _share(builder: CacheBuilder, known: KnownRows, num_pairs: int) -> float:
+    """Return how much more the whole cache takes than the pairs that this process ran."""
+    images = {sample.row_key: max(1, len(sample.references)) for sample in builder.samples}
+    return sum(number for key, number in images.items() if key not in known) / num_pairs
 
 
 def _engine(

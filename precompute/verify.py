@@ -1,22 +1,32 @@
 """Say everything that is wrong with a cache, where opening it stops at the first finding.
 
-`quick` is what opening does: sizes, metadata and small digests, milliseconds. `full` reads every byte: all checksums,
-files that the manifest does not list, every array decoded, and the rules of the values.
+`quick` is what opening does: the manifest, sizes, metadata and the digests of small files, milliseconds. `full` reads
+every byte: all checksums, files that the manifest does not list, every array decoded, and the rules of the values.
+Every finding is one line that names its file.
 """
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from .cache import CacheError, TeacherCache
-from .layout import plain_files, read_manifest
+from .layout import ZARR, ListedFile, expect, plain_files, printable, readable, refusal
+from .reader import file_problems, most_bytes
+from .untrusted import read_manifest
 
 Depth = Literal["quick", "full"]
 
+MOST_PROBLEMS = 1000
+
 
 class Problem(NamedTuple):
-    """One finding: its kind (`directory`, `checksum`, `unlisted` or `values`) and what was expected and found."""
+    """One finding on one line: its kind, and what was expected and found where.
+
+    Kinds: `directory` (not a cache, or metadata that no writer writes), `file` (missing, of another size, or a stray
+    among the arrays), `checksum`, `unlisted` (outside the arrays, which a quick check lets pass) and `values`.
+    """
 
     kind: str
     detail: str
@@ -30,34 +40,60 @@ def verify(path: Path, depth: Depth) -> list[Problem]:
     """
     if depth not in ("quick", "full"):
         raise ValueError(f"Expected the depth quick or full, found {depth!r}.")
+    found = list(itertools.islice(_problems(path, depth), MOST_PROBLEMS + 1))
+    if len(found) > MOST_PROBLEMS:
+        found[-1] = ("directory", refusal(path, f"at most {MOST_PROBLEMS} problems", "more; these are the first"))
+    return [Problem(kind, str(error).removeprefix(f"{printable(path)}/")) for kind, error in found]
+
+
+def _problems(path: Path, depth: Depth) -> Iterator[tuple[str, CacheError]]:
+    """Yield what is wrong with the files; only where nothing is, what is wrong inside them."""
+    found = False
+    try:
+        _, files = read_manifest(path)
+        for problem in itertools.chain(_file_problems(path, files), _byte_problems(path, files, depth)):
+            found = True
+            yield problem
+    except CacheError as error:  # no manifest, or a directory that must not be walked
+        yield "directory", error
+        return
+    if not found:
+        yield from _deeper_problems(path, depth)
+
+
+def _file_problems(path: Path, files: Mapping[str, ListedFile]) -> Iterator[tuple[str, CacheError]]:
+    return (("file", error) for error in file_problems(path, files))
+
+
+def _byte_problems(path: Path, files: Mapping[str, ListedFile], depth: Depth) -> Iterator[tuple[str, CacheError]]:
+    """Compare, for the full depth, the bytes of all files with the manifest, and name those it does not list."""
+    if depth == "quick":
+        return
+    found = plain_files(path)
+    for name, file in sorted(files.items()):
+        if found.get(name) == file.size <= most_bytes(name):
+            try:
+                digest = _digest(path / name)
+                expect(digest == file.sha256, path / name, f"sha256 {file.sha256}", digest)
+            except CacheError as error:
+                yield "checksum", error
+    for name in sorted(found.keys() - files.keys() - {"manifest.json"}):
+        if not name.startswith(f"{ZARR}/"):
+            yield "unlisted", refusal(path / name, "only files that the manifest lists", "this one too")
+
+
+def _digest(path: Path) -> str:
+    with readable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _deeper_problems(path: Path, depth: Depth) -> Iterator[tuple[str, CacheError]]:
+    """Open a cache whose files are as listed and, for the full depth, decode everything by the rules of the values."""
     try:
         cache = TeacherCache.open(path)
     except CacheError as error:
-        return [Problem("directory", str(error)), *(_checksum_problems(path) if depth == "full" else ())]
-    if depth == "quick":
-        return []
-    return [*_checksum_problems(path), *_value_problems(cache)]
-
-
-def _checksum_problems(path: Path) -> Iterator[Problem]:
-    """Compare all files with the manifest, as far as it can be read."""
-    try:
-        _, files = read_manifest(path)
-        found = plain_files(path)
-    except CacheError as error:
-        yield Problem("directory", str(error))
+        yield "directory", error
         return
-    for name in sorted(files.keys() & found.keys()):
-        with (path / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != files[name].sha256:
-            yield Problem("checksum", f"{name}: expected sha256 {files[name].sha256}, found {digest}.")
-    for name in sorted(found.keys() - files.keys() - {"manifest.json"}):
-        yield Problem("unlisted", f"{name}: expected only files that the manifest lists, found this one too.")
-
-
-def _value_problems(cache: TeacherCache) -> Iterator[Problem]:
-    """Decode everything and check the rules of the values."""
     checks = (
         lambda: cache.offset,
         lambda: cache.sample_keys,
@@ -65,8 +101,8 @@ def _value_problems(cache: TeacherCache) -> Iterator[Problem]:
         lambda: cache.reference,
         cache.load,
     )
-    for check in checks:
+    for check in checks if depth == "full" else ():
         try:
             check()
         except CacheError as error:
-            yield Problem("values", str(error))
+            yield "values", error

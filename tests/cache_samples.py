@@ -87,5 +87,19 @@ def make_cache(home: Path, lengths: list[int], fingerprint: dict[str, Any] | Non
     return builder.assemble()
 
 
+def other_making(home: Path, cache: Path) -> Path:
+    """A cache of the same key as one of lengths 3, 5, 2, 4, whose rows were rounded differently."""
+    builder = make_builder(home, [3, 5, 2, 4])
+    for block in range(len(builder.blocks)):
+        arrays = make_rows(builder.num_rows(block), block)
+        arrays["entropy"] = arrays["entropy"] * (1 - 1e-3)
+        arrays["answer_logprob"] = arrays["answer_logprob"] - 1e-3
+        builder.write_block(block, arrays)
+    other = builder.assemble()
+    assert other.name == cache.name
+    assert (other / "manifest.json").read_bytes() != (cache / "manifest.json").read_bytes()
+    return other
+
+
 def tree_bytes(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -332,10 +332,14 @@ def test_rows_that_a_runs_cache_does_not_cover(own: Path, tiny_model_dir: Path, 
     with (own / "examples.jsonl").open("a") as file:
         file.write(json.dumps({"person": "ada", "image": "ada.png", "question": "Her name?", "answer": "Ada."}) + "\n")
     succeed(*precompute(own, tiny_model_dir, "--run", tmp_path / "run", "--limit", 1))
+    key = json.loads((tmp_path / "run/precompute/reference-forget/provenance.json").read_text())["cache"]["key"][:16]
     command = [word for word in train(own, tiny_model_dir, tmp_path / "x") if word not in ("--output", tmp_path / "x")]
     message = refused(*command, "--run", tmp_path / "run", code=3)
     assert "found 1 of them missing" in message
-    assert f"viker precompute --data {own} --model {tiny_model_dir} --run {tmp_path / 'run'} --forget ada" in message
+    asked = (
+        f"--data {own} --model {tiny_model_dir} --run {tmp_path / 'run'} --forget ada --split forget --pool patterns"
+    )
+    assert f"viker cache extend {key} {asked}" in message
 
 
 # ---- outputs ---------------------------------------------------------------------------------------------------------

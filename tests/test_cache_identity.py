@@ -107,7 +107,7 @@ def test_a_five_percent_split_is_served_by_a_ten_percent_cover(tmp_path):
     found = find(tmp_path, wanted, set(), row_keys([2] * 5))
     assert found.root == cover
     assert require_serves(found, wanted, set(), row_keys([2] * 5)).reported == {"rows": ("cover", "half")}
-    with pytest.raises(RowsNotCovered, match=r"all 12 row keys.*found 2 of them missing.*viker precompute"):
+    with pytest.raises(RowsNotCovered, match=r"all 12 row keys.*found 2 of them missing.*viker cache extend"):
         find(tmp_path, wanted, set(), row_keys([2] * 12))
 
 
@@ -158,3 +158,27 @@ def test_where_caches_live(monkeypatch, tmp_path):
     assert cache_home() == tmp_path
     monkeypatch.delenv("VIKER_CACHE_DIR")
     assert cache_home().parts[-3:] == (".cache", "viker", "caches")
+
+
+def test_the_table_of_rules_has_a_line_a_field():
+    from viker.precompute.identity import rules_table
+
+    header, _, *lines = rules_table().splitlines()
+    assert header == "| field | rule |"
+    assert lines == [f"| `{field}` | {rule} |" for field, rule in FIELD_RULES.items()]
+
+
+def test_what_training_may_override_is_what_the_table_says():
+    from viker.train.commands import OVERRIDABLE
+
+    assert set(OVERRIDABLE) == {field for field, rule in FIELD_RULES.items() if rule == "overridable"}
+
+
+def test_of_several_that_lack_rows_the_fullest_is_named(tmp_path):
+    make_cache(tmp_path, [2] * 3, make_fingerprint(rows="few"))
+    fullest = make_cache(tmp_path, [2] * 5, make_fingerprint(rows="most"))
+    make_cache(tmp_path, [2] * 4, make_fingerprint(rows="some"))
+    with pytest.raises(RowsNotCovered) as caught:
+        find(tmp_path, make_fingerprint(), set(), row_keys([2] * 6))
+    assert caught.value.root == fullest
+    assert f"viker cache extend {fullest.name}" in str(caught.value)

@@ -221,8 +221,16 @@ def test_hub_id_is_fetched_and_pinned(hub: list[dict[str, Any]]) -> None:
     assert source.commit == COMMIT
     assert source.forget_people() == {"003", "012"}
     assert hub == [
-        {"repo_id": "MLLMMU/MLLMU-Bench", "repo_type": "dataset", "revision": "main", "allow_patterns": ["*.parquet"]}
-    ]
+        {
+            "repo_id": "MLLMMU/MLLMU-Bench", "repo_type": "dataset", "revision": "main",
+            "allow_patterns": ["*.parquet"], "local_files_only": False,
+        }
+    ]  # fmt: skip
+
+
+def test_a_hub_dataset_can_be_taken_from_the_local_cache_alone(hub: list[dict[str, Any]]) -> None:
+    open_source("MLLMMU/MLLMU-Bench", revision="main", local_files_only=True)
+    assert [call["local_files_only"] for call in hub] == [True]
 
 
 def test_second_repository_is_a_model_repository(hub: list[dict[str, Any]]) -> None:

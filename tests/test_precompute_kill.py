@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cache_samples import tree_bytes
-from command_line import succeed
+from command_line import call, succeed
 from viker.precompute.verify import verify
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DEADLINE_S = 240
 LEAST_BLOCKS = 20
@@ -87,8 +84,8 @@ def test_interrupted_and_killed_it_resumes_to_the_same_bytes(
 
     assert 0 < resumed["pairs"] < uninterrupted["pairs"], "staged blocks are not computed again"
     assert resumed["key"] == uninterrupted["key"]
-    (resumed_root,) = broken.iterdir()
-    (whole_root,) = whole.iterdir()
+    (resumed_root,) = broken.glob("*/")
+    (whole_root,) = whole.glob("*/")
     assert resumed_root.name == whole_root.name
     assert verify(resumed_root, "full") == []
     arrays, expected = tree_bytes(resumed_root), tree_bytes(whole_root)
@@ -104,3 +101,72 @@ def test_run_again_it_computes_nothing(precompute: list[str], tmp_path: Path, mo
     assert first["pairs"] == 20
     assert (second["pairs"], second["how"]) == (0, "found, nothing computed")
     assert first["key"] == second["key"]
+
+
+def artefact_is_there(run: Path) -> bool:
+    return (run / "precompute" / "reference-all" / "COMPLETE").is_file()
+
+
+def test_parts_compute_each_their_share_and_the_last_one_seals(
+    precompute: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, run = [*precompute, "--limit", "40", "--num-references", "1"], tmp_path / "run"
+    expected = json.loads(run_here(quick, tmp_path / "whole", monkeypatch))
+    monkeypatch.setenv("VIKER_CACHE_DIR", str(tmp_path / "shared"))
+    for part, so_far in (("2/3", 12), ("0/3", 25), ("0/3", 25)):
+        outcome = succeed(*quick, "--run", run, "--part", part)
+        assert f"{so_far} of 38 blocks staged; the part that finishes last seals" in outcome.err
+        assert outcome.out == ""
+        assert not artefact_is_there(run)
+        assert [path.suffix for path in (tmp_path / "shared").iterdir()] == [".building"]
+    last = json.loads(succeed(*quick, "--run", run, "--part", "1/3", "--json").out)
+    assert artefact_is_there(run)
+    assert (last["key"], last["pairs"]) == (expected["key"], 13)
+    assert tree_bytes(Path(last["path"])) == tree_bytes(Path(expected["path"]))
+    assert "complete, skipped" in succeed(*quick, "--run", run).out, "which part it was is no option of the rows"
+
+
+def test_a_run_without_part_completes_what_parts_left(
+    precompute: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = [*precompute, "--limit", "40", "--num-references", "1"]
+    monkeypatch.setenv("VIKER_CACHE_DIR", str(tmp_path / "shared"))
+    succeed(*quick, "--part", "1/2")
+    assert json.loads(succeed(*quick, "--json").out)["pairs"] == 19
+    assert json.loads(succeed(*quick, "--part", "1/2", "--json").out)["how"] == "found, nothing computed"
+
+
+@pytest.mark.parametrize("part", ["2/2", "0/0", "-1/2", "1", "a/b", "1/2/3", ""])
+def test_a_part_that_is_none_is_a_usage_error(precompute: list[str], part: str) -> None:
+    outcome = call(*precompute, f"--part={part}")
+    assert outcome.code == 2
+    assert f"expected i/N with 0 <= i < N, parts are counted from 0; found '{part}'" in outcome.message
+
+
+def test_what_a_kill_left_beside_a_sealed_cache_is_swept_when_that_is_found(
+    precompute: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, home = [*precompute, "--limit", "20", "--num-references", "1"], tmp_path / "home"
+    root = Path(json.loads(run_here(quick, home, monkeypatch))["path"])
+    (home / f"{root.name}.building").mkdir()
+    (home / f"{root.name}.building" / "block-00000").write_bytes(b"a block")
+    (home / f"{root.name}.0123.sealing" / "cache.zarr").mkdir(parents=True)
+    assert json.loads(run_here(quick, home, monkeypatch))["how"] == "found, nothing computed"
+    assert [path for path in home.glob(f"{root.name}*") if path.is_dir()] == [root]
+
+
+def test_a_home_that_cannot_be_written_is_one_clear_error(
+    precompute: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(home)], check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        monkeypatch.setenv("VIKER_CACHE_DIR", str(home))
+        outcome = call(*precompute, "--limit", "20", "--num-references", "1")
+    finally:
+        subprocess.run(["umount", str(home)], check=True)
+    assert outcome.code == 1
+    assert "expected a folder to write in, found Read-only file system" in outcome.message
+    assert "point VIKER_CACHE_DIR elsewhere" in outcome.message

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from ..data.artefact import begin, decide, finish, is_complete, read_json
 from ..data.example import canonical_json
 from ..data.inputs import input_stamps, stored_rows
 from ..data.options import config_option, model_options, source_options
+from ..data.run_roots import register_run
 from .methods import METHODS, Method, choose_method
+from .named import Published, fetched, stamp
 
 _OPTIMIZATION = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
     "warmup_ratio", "max_grad_norm", "seed", "lora_r", "lora_alpha", "lora_dropout", "bf16", "gradient_checkpointing",
     "key_entropy", "stop", "evaluate_every", "evaluate_people", "limit", "skip_text",
 )  # fmt: skip
+OVERRIDABLE = ("weights",)  # the fields of `precompute/identity.py` with this rule, without loading numpy for them
 _SOURCE = ("data", "ratio", "forget", "data_revision")
 _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template", "system_prompt", "score_end_token")
 
@@ -57,7 +61,14 @@ _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template
     help="Ablation w/o Vis: rows under the own image.",
 )
 @click.option("--top-k", default=64, show_default=True, help="Kept tokens a row must have at least.")
-@click.option("--cache", "cache", multiple=True, metavar="PATH|KEY", help="Read this cache (repeatable).")
+@click.option("--cache", "cache", multiple=True, metavar="PATH|KEY|URL", help="Read this cache (repeatable).")
+@click.option(
+    "--override",
+    multiple=True,
+    type=click.Choice(OVERRIDABLE),
+    help="Let this field of the cache differ from the student's, and record both: weights, where the teacher is an "
+    "ancestor of the student (a second deletion request).",
+)
 @click.option("--num-train-epochs", default=1.0, show_default=True, help="Passes over the forget examples.")
 @click.option("--per-device-train-batch-size", default=2, show_default=True, help="Examples a forward pass.")
 @click.option("--gradient-accumulation-steps", default=1, show_default=True, help="Forward passes a step.")
@@ -117,11 +128,12 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> None:
-    config = adapter_config(options, method)
+    config = adapter_config(options, method, ctx.obj["published_at"])
     hash8 = hashlib.sha256(canonical_json(_without_floats(config))).hexdigest()[:8]
     output: Path = options["output"] or options["run"] / "adapters" / f"{method.name}-{hash8}"
     if decide(output, config, overwrite=options["overwrite"], what="adapter") == "skip":
         click.echo(f"train: {method.name}: complete, skipped: {output}")
+        _note_caches(options, output)
         return
     if options["dry_run"]:
         click.echo(f"train: would train {method.name} into {output}")
@@ -131,19 +143,32 @@ def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> N
     from .unlearn import unlearn_method
 
     try:
+        named = fetched(options["cache"], ctx.obj["published_at"], _announce)
         facts = unlearn_method(
-            options, method, output, make_measure=ctx.obj["measure"], announce=lambda text: click.echo(text, err=True)
-        )
+            {**options, "cache": named}, method, output, make_measure=ctx.obj["measure"],
+            fetch=ctx.obj["fetch_stored"], announce=_announce,
+        )  # fmt: skip
     except ValueError:  # a user's mistake: nothing half-done stays, unless training began and left a log to look at
         if not (output / "training_log.jsonl").is_file():
             shutil.rmtree(output)
         raise
     finish(output, facts, started=started, device=facts["device"])
+    _note_caches(options, output)
     stopped = "stopped at the teacher's level" if facts["stopped"] else "all steps"
     click.echo(f"train: {method.name}: {facts['steps']} steps in {time.time() - started:.0f} s ({stopped}) -> {output}")
 
 
-def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
+def _announce(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _note_caches(options: dict[str, Any], output: Path) -> None:
+    """Note beside the caches which of them the adapter was made from."""
+    for cache in read_json(output / "provenance.json").get("caches", {}).values():
+        register_run(options["run"] if options["output"] is None else output, cache["key"])
+
+
+def adapter_config(options: dict[str, Any], method: Method, published_at: Callable[[str], Published]) -> dict[str, Any]:
     """Return the options this method reads and its inputs: what names the adapter."""
     read = {name: options[name] for name in (*_OPTIMIZATION, *_SOURCE, *_MODEL)}
     read = {
@@ -158,14 +183,16 @@ def adapter_config(options: dict[str, Any], method: Method) -> dict[str, Any]:
     }
     if method.reads_forget_rows:
         read |= {"teacher": options["teacher"], "top_k": options["top_k"]}
-    inputs = input_stamps(options["data"], options["model"]) | _cache_stamps(options, method)
+    if options["override"]:
+        read |= {"override": sorted(set(options["override"]))}
+    inputs = input_stamps(options["data"], options["model"]) | _cache_stamps(options, method, published_at)
     return {"schema": "viker/adapter/1", "options": read, "inputs": inputs}
 
 
-def _cache_stamps(options: dict[str, Any], method: Method) -> dict[str, str]:
+def _cache_stamps(options: dict[str, Any], method: Method, published_at: Callable[[str], Published]) -> dict[str, str]:
     """Return which caches the adapter is made from, as far as that is known without opening any."""
     if options["cache"]:
-        return {f"cache {index}": name for index, name in enumerate(options["cache"])}
+        return {f"cache {index}": stamp(name, published_at) for index, name in enumerate(options["cache"])}
     stamps = {}
     kinds = {f"{options['teacher']}-forget": method.reads_forget_rows, "self-retain-seen": method.reads_retain_rows}
     for name, is_read in kinds.items():

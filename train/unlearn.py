@@ -26,7 +26,7 @@ from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
 from ..models.lora import add_lora
 from ..models.render import write_rendering
 from .batches import Item, count_steps, read_items
-from .caches import check_named, find_cache
+from .caches import check_named, find_cache, overridden_fields
 from .loop import Optimization, StepLog, as_line, check_items, unlearn
 from .methods import Method
 
@@ -34,8 +34,9 @@ Announce = Callable[[str], None]
 
 
 def unlearn_method(
-    options: Mapping[str, Any], method: Method, output: Path, *, make_measure: Callable[..., Any], announce: Announce
-) -> dict[str, Any]:
+    options: Mapping[str, Any], method: Method, output: Path, *, make_measure: Callable[..., Any],
+    fetch: Callable[[str, str, Announce], bool], announce: Announce,
+) -> dict[str, Any]:  # fmt: skip
     """Train an adapter into `output` and return what provenance records."""
     set_seed(options["seed"])
     source = open_source(
@@ -46,7 +47,7 @@ def unlearn_method(
     for line in other_commits(options["run"], "model_commit", loaded.checkpoint.commit):
         announce(f"train: WARNING: {line}")
     identity = teacher_identity(loaded.checkpoint, loaded.encoder)
-    forget, retain, caches = _items(options, method, source, loaded, identity, announce)
+    forget, retain, caches = _items(options, method, source, loaded, identity, fetch, announce)
     check_named(options["cache"], caches, announce)
     check_items(forget, retain, method)
     model = add_lora(
@@ -80,7 +81,8 @@ def unlearn_method(
         "forget_examples": len(forget),
         "retain_examples": len(retain),
         "caches": {kind: {"key": cache.key, "root": cache.root_digest} for kind, cache in caches.items()},
-        "teacher_weights": identity["weights"],
+        "student_weights": identity["weights"],
+        "overridden": overridden_fields(caches, identity, options["override"]),
         "model_commit": loaded.checkpoint.commit,
         "data_commit": source.commit,
         "key_logprob": last.key_logprob,
@@ -109,6 +111,7 @@ def _items(
     source: Source,
     loaded: Loaded,
     identity: Mapping[str, Any],
+    fetch: Callable[[str, str, Announce], bool],
     announce: Announce,
 ) -> tuple[list[Item], list[Item], dict[str, Any]]:
     """Return forget items, retain items and the caches they were read from.
@@ -129,7 +132,10 @@ def _items(
             named=options["cache"],
             run_artefact=stored,
             announce=announce,
+            fetch=lambda key, root: fetch(key, root, announce),
             command=_precompute_command(options, kind, "forget"),
+            extend=_extend_options(options, "forget"),
+            overridden=options["override"],
         )
     forget = read_items(loaded.encoder, examples, caches.get("forget"), kind)
     if not method.reads_retain_rows:
@@ -143,8 +149,11 @@ def _items(
         top_k=options["top_k"],
         named=options["cache"],
         announce=announce,
+        fetch=lambda key, root: fetch(key, root, announce),
         run_artefact=stored_rows(options["run"], "self-retain-seen"),
         command=_precompute_command(options, "self", "retain-seen"),
+        extend=_extend_options(options, "retain-seen"),
+        overridden=options["override"],
     )
     return forget, read_items(loaded.encoder, kept, caches["retain"], "self"), caches
 
@@ -164,7 +173,21 @@ def _forget_examples(source: Source, options: Mapping[str, Any], kind: Kind, ann
 
 def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> str:
     """Return the command that makes rows of exactly these examples for exactly this model and rendering."""
-    words = ["viker", "precompute"]
+    words = ["viker", "precompute", *_asked(options)]
+    if options["bf16"] or options["dtype"] != "float32":
+        words += ["--dtype", "bfloat16" if options["bf16"] else options["dtype"]]
+    words += ["--teacher", kind, "--split", split, "--top-k", str(options["top_k"])]
+    return shlex.join(words) + (" --pool DIR" if kind == "reference" else "")
+
+
+def _extend_options(options: Mapping[str, Any], split: str) -> list[str]:
+    """Return the options with which rows of exactly these examples are added to a cache."""
+    return [*_asked(options), "--split", split]
+
+
+def _asked(options: Mapping[str, Any]) -> list[str]:
+    """Return the options that name source, model, rendering and run."""
+    words: list[str] = []
     for name in (
         "data",
         "ratio",
@@ -182,10 +205,7 @@ def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> st
         words += ["--forget", person]
     if options["score_end_token"] is not None:
         words.append("--score-end-token" if options["score_end_token"] else "--no-score-end-token")
-    if options["bf16"] or options["dtype"] != "float32":
-        words += ["--dtype", "bfloat16" if options["bf16"] else options["dtype"]]
-    words += ["--teacher", kind, "--split", split, "--top-k", str(options["top_k"])]
-    return shlex.join(words) + (" --pool DIR" if kind == "reference" else "")
+    return [*words, "--skip-text"] if options["skip_text"] else words
 
 
 def _optimization(options: Mapping[str, Any]) -> Optimization:

@@ -1,0 +1,60 @@
+"""`viker bench`: every variant holds the same rows, and what is printed is what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from viker.bench import _seeded, command
+from viker.bench_cache import FORMATS
+
+VARIANT = {"name", "rate", "unit", "ratio", "seconds", "peak_memory"}
+
+
+@pytest.fixture(scope="module")
+def seeded() -> tuple[dict[str, np.ndarray], int]:
+    arrays, vocab_size, _ = _seeded(2400, 8, 500)
+    return dict(arrays), vocab_size
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_back_the_rows_it_was_given(seeded, name, tmp_path):
+    arrays, vocab_size = seeded
+    kind = FORMATS[name]
+    kind.write(tmp_path, kind.prepare(arrays, vocab_size, 40))
+    loaded, example = kind.load(kind.open(tmp_path)), kind.example(kind.open(tmp_path), 1200, 40)
+    np.testing.assert_array_equal(loaded.kept_ids_NK, arrays["token/kept_id"])
+    np.testing.assert_array_equal(loaded.kept_logprobs_NK, arrays["token/kept_logprob"].astype(np.float32))
+    np.testing.assert_array_equal(loaded.entropy_N, arrays["token/entropy"])
+    np.testing.assert_array_equal(loaded.disagreement_N, arrays["token/disagreement"].astype(np.float32))
+    np.testing.assert_array_equal(example.kept_ids_NK, arrays["token/kept_id"][1200:1240])
+    np.testing.assert_array_equal(example.tail_logprob_N, arrays["token/tail_logprob"][1200:1240])
+
+
+def test_cache_variants_are_compared_with_the_first_of_their_kind(tmp_path):
+    asked = ["cache", "--rows", "2000", "--top-k", "8", "--vocab-size", "500", "--rounds", "1", "--json"]
+    result = CliRunner().invoke(command, [*asked, "--folder", str(tmp_path)], catch_exceptions=False)
+    told = json.loads(result.stdout)
+    assert told["schema"] == "viker/bench/1"
+    assert told["ceiling"]["rate"] > 0
+    names = [variant["name"] for variant in told["variants"]]
+    assert names[:4] == ["write-viker", "open-viker", "load-viker", "example-viker"]
+    assert len(names) == len(set(names)) == 16
+    for variant in told["variants"]:
+        assert variant.keys() == VARIANT
+        first = next(other for other in told["variants"] if other["name"].startswith(variant["name"].partition("-")[0]))
+        assert variant["ratio"] == pytest.approx(first["seconds"] / variant["seconds"])
+    assert told["bytes_per_row"]["npy"] > told["bytes_per_row"]["viker"] > 8 * 2
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_rows_of_a_cache_are_repeated_to_the_size_asked_for(tmp_path):
+    from viker.tests.cache_samples import make_cache
+
+    root = make_cache(tmp_path, [3, 2, 4])
+    asked = ["cache", "--cache", str(root), "--rows", "80", "--rounds", "1", "--json"]
+    told = json.loads(CliRunner().invoke(command, asked, catch_exceptions=False).stdout)
+    assert told["rows"] == 80
+    assert told["origin"] == f"9 rows of cache {root.name}, repeated"
