@@ -1,7 +1,7 @@
 # Every target is one line that also works by hand. The environment is the active one if viker is in it, else .venv
 # beside this file, made when it is missing; `make check BIN=/some/venv/bin` names another.
 BIN := $(shell for d in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do if [ -n "$$d" ] && [ -x "$$d/bin/viker" ]; then echo "$$d/bin"; exit; fi; done; echo .venv/bin)
-PACKAGES = data models precompute train evaluate cli.py pipeline.py sweep.py bench.py bench_cache.py purge.py doctor.py
+PACKAGES = data models precompute train evaluate purge bench cli.py pipeline.py sweep.py doctor.py
 READY = "$(BIN)/python" -c "import viker, pytest, hypothesis, mypy" >/dev/null 2>&1
 
 .DEFAULT_GOAL := help

@@ -32,8 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
     "cache": (".precompute.cache_commands", "List, inspect or verify teacher caches."),
     "sweep": (".sweep", "Repeat a comparison over worlds and keep every number."),
-    "bench": (".bench", "Measure speed and size on this machine."),
-    "purge": (".purge", "Take a person out of caches, replies and reports, and keep a record."),
+    "bench": (".bench.commands", "Measure speed and size on this machine."),
+    "purge": (".purge.commands", "Take a person out of caches, replies and reports, and keep a record."),
     "doctor": (".doctor", "Say what this machine can run, and what is missing."),
     "pipeline": (".pipeline", "Resolve the options of pipeline.sh."),
 }
@@ -107,14 +107,14 @@ def _measure(*arguments: Any) -> Any:
 
 def _published_at(address: str) -> Any:
     """Return the cache that is published at an address: training may not import what fetches it."""
-    from .precompute.shared import published_at
+    from .precompute.sharing.shared import published_at
 
     return published_at(address)
 
 
 def _fetch_stored(*arguments: Any) -> bool:
     """Fetch the cache that a run stores, and return whether it is here now."""
-    from .precompute.shared import fetch_stored
+    from .precompute.sharing.shared import fetch_stored
 
     return fetch_stored(*arguments)
 

@@ -30,8 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from viker.models.tiny import train_tokenizer
 from viker.precompute.cache import lineage_of, make_fingerprint, person_digest, row_key, token_hash
 from viker.precompute.engines.rows import average
-from viker.precompute.store import CacheBuilder, Sample
 from viker.precompute.topk import rows_from_probabilities
+from viker.precompute.writing.store import CacheBuilder, Sample
 
 VOCABULARY = 32064
 PASSAGE, ANSWER, REFERENCES, TOP_K = 96, 32, 8, 64

@@ -48,7 +48,7 @@ saying all that is wrong `verify.py`'s.
 """
 
 from ..data.artefact import cache_home
-from .identity import (
+from .reading.identity import (
     FIELD_RULES,
     FINGERPRINT_SCHEMA,
     Comparison,
@@ -61,10 +61,10 @@ from .identity import (
     row_key,
     token_hash,
 )
-from .layout import SCHEMA, CacheError, CacheMismatch, RowsNotCovered
-from .reader import TeacherCache
-from .rows import Rows, row_problems
-from .serving import find, require_serves, serving_caches
+from .reading.layout import SCHEMA, CacheError, CacheMismatch, RowsNotCovered
+from .reading.reader import TeacherCache
+from .reading.rows import Rows, row_problems
+from .reading.serving import find, require_serves, serving_caches
 
 __all__ = [
     "FIELD_RULES",

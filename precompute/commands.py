@@ -187,7 +187,7 @@ def _named_fields(named: frozenset[str]) -> frozenset[str]:
 
 
 def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any], seconds: float) -> None:
-    from .summary import summarize
+    from .reading.summary import summarize
 
     summary = {
         "schema": "viker/precompute-summary/1",

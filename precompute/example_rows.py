@@ -19,7 +19,7 @@ import numpy as np
 from ..data.example import DataError, Example
 from ..data.sources import open_source
 from .cache import CacheMismatch, Rows, RowsNotCovered, TeacherCache, person_digest, row_key, token_hash
-from .identity import show_differences
+from .reading.identity import show_differences
 from .recorded import recorded_defaults
 
 if TYPE_CHECKING:

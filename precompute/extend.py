@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .cache import CacheMismatch, Fingerprint, TeacherCache, cache_home, compare, fingerprint_key
-from .derive import KnownRows, fingerprint_of, samples_of, start_derived
-from .identity import show_differences
+from .reading.identity import show_differences
 from .recorded import asked_again
 from .run import samples_for
-from .store import CacheBuilder, Sample
 from .teacher import Asked, ask, compute, facts_of
+from .writing.derive import KnownRows, fingerprint_of, samples_of, start_derived
+from .writing.store import CacheBuilder, Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,7 +104,7 @@ def _store(ctx: click.Context, options: dict[str, Any], kind: str, extension: "E
 
 
 def _show(parent: Any, extension: "Extension", options: dict[str, Any], seconds: float) -> None:
-    from .summary import summarize
+    from .reading.summary import summarize
 
     summary: dict[str, Any] = {
         "schema": "viker/cache-extend/1",

@@ -56,7 +56,7 @@ def num_bytes(root: Path) -> int:
 
 
 def _warn_of_mixed_devices(cache: "TeacherCache") -> None:
-    from .derive import devices_of
+    from .writing.derive import devices_of
 
     devices = sorted(devices_of(cache.build))
     if len(devices) > 1:
@@ -68,8 +68,8 @@ def _warn_of_mixed_devices(cache: "TeacherCache") -> None:
 
 
 def _show_cache(cache: "TeacherCache", options: dict[str, Any]) -> None:
-    from .derive import devices_of
-    from .summary import summarize
+    from .reading.summary import summarize
+    from .writing.derive import devices_of
 
     told: dict[str, Any] = {
         "schema": "viker/cache-inspect/1", "path": str(cache.root), "key": cache.key, "root": cache.root_digest,

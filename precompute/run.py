@@ -26,11 +26,11 @@ from .cache import (
     row_key,
     token_hash,
 )
-from .derive import NOTHING_KNOWN, KnownRows, join_rows
 from .engines.rows import Pending, Probabilities
-from .schedule import EVERYTHING, Part, stage_blocks
-from .store import CacheBuilder, Sample
 from .topk import rows_from_probabilities
+from .writing.derive import NOTHING_KNOWN, KnownRows, join_rows
+from .writing.schedule import EVERYTHING, Part, stage_blocks
+from .writing.store import CacheBuilder, Sample
 
 RowsOf = Callable[[Sequence[Pending]], Iterator[Probabilities]]
 

@@ -17,15 +17,15 @@ import torch
 from ..data.example import DataError
 from ..models.load import load_model, pick_device
 from .cache import Rows, TeacherCache, token_hash
-from .derive import join_rows
-from .distance import row_distances
 from .engines.naive import naive_rows
 from .extend import require_same_lineage, settings_of
+from .reading.distance import row_distances
+from .reading.rows import as_rows
+from .reading.verify import Problem
 from .recorded import asked_of
-from .rows import as_rows
 from .run import Work, pending_of, stored_rows
 from .teacher import Asked, ask
-from .verify import Problem
+from .writing.derive import join_rows
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02, "float16": 0.02}  # total variation, by the teacher's dtype
 

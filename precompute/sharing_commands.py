@@ -17,9 +17,9 @@ from .commands import PRIVACY
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
-    from .gc import Removable
-    from .pointer import Pointer, Tombstone
-    from .remote import Pushed
+    from .sharing.gc import Removable
+    from .sharing.pointer import Pointer, Tombstone
+    from .sharing.remote import Pushed
 
 _DAY_S = 86400.0
 
@@ -49,8 +49,8 @@ def publish(url: str, path: Path, tell: Callable[[str], None]) -> "Pushed":
         CacheError: when the cache is not sound, its key was purged, or the remote cannot be written.
     """
     from .cache import TeacherCache
-    from .remote import open_store
-    from .remote import push as send
+    from .sharing.remote import open_store
+    from .sharing.remote import push as send
 
     store = open_store(url)
     _warn_of_answers(TeacherCache.open(path))
@@ -69,9 +69,9 @@ def publish(url: str, path: Path, tell: Callable[[str], None]) -> "Pushed":
 def pull(key: str, source: str | None, expect_root: str | None, max_bytes: int, as_json: bool) -> None:
     """Fetch a published cache by the beginning of its key, and verify it in full before it can be read."""
     from .cache import cache_home
-    from .remote import expect_published, open_store, require_root
-    from .transfer import is_local
-    from .transfer import pull as fetch
+    from .sharing.remote import expect_published, open_store, require_root
+    from .sharing.transfer import is_local
+    from .sharing.transfer import pull as fetch
 
     _expect_digits("KEY", key)
     store = open_store(_address(source, "--from"))
@@ -99,8 +99,8 @@ def gc(delete: bool, runs: tuple[Path, ...], older_than: float, remote: str | No
     if remote is not None:
         _gc_remote(remote, older_than, delete, as_json)
         return
-    from . import gc as collector
     from .cache import cache_home
+    from .sharing import gc as collector
 
     known = collector.referenced(runs)
     found = collector.removable(cache_home(), known.runs_by_cache, older_than * _DAY_S)
@@ -117,7 +117,7 @@ def gc(delete: bool, runs: tuple[Path, ...], older_than: float, remote: str | No
 
 def list_remote(url: str | None, as_json: bool) -> None:
     """Print what is published in a remote, tombstones too."""
-    from .remote import open_store, published
+    from .sharing.remote import open_store, published
 
     store = open_store(_address(url, "--remote"))
     found = list(published(store))
@@ -127,8 +127,8 @@ def list_remote(url: str | None, as_json: bool) -> None:
 
 
 def _gc_remote(url: str, older_than: float, delete: bool, as_json: bool) -> None:
-    from .gc import delete_remote, remote_litter
-    from .remote import open_store
+    from .sharing.gc import delete_remote, remote_litter
+    from .sharing.remote import open_store
 
     store = open_store(url)
     found = list(remote_litter(store, max(older_than, 1.0) * _DAY_S))
@@ -181,7 +181,7 @@ def _as_text(url: str, pushed: "Pushed") -> str:
 
 
 def _as_line(one: "Pointer | Tombstone") -> str:
-    from .pointer import Tombstone, told_age, told_duration
+    from .sharing.pointer import Tombstone, told_age, told_duration
 
     if isinstance(one, Tombstone):
         return f"  {one.key[:16]}  purged on {one.made}, replaced by {(one.replaced_by or 'nothing')[:16]}"

@@ -24,15 +24,15 @@ from ..models.interventions import Intervention, require_images
 from ..models.load import Checkpoint, load_encoder, load_model, pick_device, resolve
 from ..models.pictures import look_alike, thumbnail
 from .cache import CacheError, TeacherCache, cache_home
-from .derive import NOTHING_KNOWN, KnownRows
 from .engines.naive import naive_rows
 from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
-from .lookup import look_up, require_open, take
-from .pointer import record_making
 from .run import Request, RowsOf, compute_blocks, first_pending, make_request, start_builder
-from .schedule import EVERYTHING, Part
-from .store import CacheBuilder
-from .stores import Store, open_store
+from .sharing.lookup import look_up, require_open, take
+from .sharing.pointer import record_making
+from .sharing.stores import Store, open_store
+from .writing.derive import NOTHING_KNOWN, KnownRows
+from .writing.schedule import EVERYTHING, Part
+from .writing.store import CacheBuilder
 
 # Options by which the source, the model and the pool are found again; never whom somebody wants forgotten.
 _RECORDED = ("data", "data_revision", "ratio", "split", "revision", "processor", "pool", "token_budget")

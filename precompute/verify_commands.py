@@ -16,8 +16,8 @@ from .commands import PRIVACY, SPLITS
 from .recorded import with_recorded
 
 if TYPE_CHECKING:
+    from .reading.verify import Problem
     from .semantic import Recomputed
-    from .verify import Problem
 
 _EXIT_PROBLEMS = 1
 _OF_ALL_DEPTHS = {"cache", "depth", "as_json"}
@@ -49,7 +49,7 @@ _OF_ALL_DEPTHS = {"cache", "depth", "as_json"}
 def verify(ctx: click.Context, /, cache: str, **options: Any) -> None:
     """Say everything that is wrong with a cache; exit 1 if anything is."""
     from .cache_commands import find_path
-    from .verify import verify as find_problems
+    from .reading.verify import verify as find_problems
 
     depth, named = options["depth"], named_options(ctx)
     if depth != "semantic" and (idle := sorted(named - _OF_ALL_DEPTHS)):

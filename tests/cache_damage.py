@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import zarr
 from viker.data.example import canonical_json
-from viker.precompute.blocks import list_files
-from viker.precompute.layout import manifest_bytes
-from viker.precompute.shards import HEADER
+from viker.precompute.reading.layout import manifest_bytes
+from viker.precompute.reading.shards import HEADER
+from viker.precompute.writing.blocks import list_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viker.precompute.schedule import stage_blocks
+from viker.precompute.writing.schedule import stage_blocks
 from viker.tests.cache_samples import fill_block, make_builder, make_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from viker.precompute.store import CacheBuilder
+    from viker.precompute.writing.store import CacheBuilder
 
 LENGTHS = [3, 1, 4, 1, 5] * 10
 NUM_BLOCKS = 25

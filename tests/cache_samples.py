@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from viker.precompute.cache import lineage_of, person_digest, row_key, token_hash
-from viker.precompute.store import CacheBuilder, Sample
+from viker.precompute.writing.store import CacheBuilder, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -67,7 +67,7 @@ def read_everything(root: Path) -> Any:
 
 
 def _child(path: str) -> Outcome:
-    from viker.precompute.verify import verify
+    from viker.precompute.reading.verify import verify
 
     signal.alarm(SECONDS)
     before = memory_of("VmRSS")
@@ -103,7 +103,7 @@ def _serve() -> None:
 
 def _child_warm(golden: Path) -> None:
     """Load what the first reading loads."""
-    from viker.precompute.verify import verify
+    from viker.precompute.reading.verify import verify
 
     read_everything(golden)
     verify(golden, "full")

@@ -32,11 +32,11 @@ import google_crc32c
 import numcodecs.blosc
 import numpy as np
 from viker.data.example import canonical_json
-from viker.precompute.blocks import pack_block, read_header
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.layout import ArrayPlan, ListedFile, manifest_bytes
-from viker.precompute.shards import HEADER
-from viker.precompute.verify import verify
+from viker.precompute.reading.layout import ArrayPlan, ListedFile, manifest_bytes
+from viker.precompute.reading.shards import HEADER
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing.blocks import pack_block, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

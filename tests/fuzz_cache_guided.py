@@ -16,7 +16,7 @@ import atheris
 
 with atheris.instrument_imports(include=["viker.precompute"]):
     import viker.precompute.cache
-    import viker.precompute.verify  # noqa: F401
+    import viker.precompute.reading.verify  # noqa: F401
 
 from viker.tests.fuzz_cache import Choices, Folder, ask
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from viker.bench import _seeded, command
-from viker.bench_cache import FORMATS
+from viker.bench.cache import FORMATS
+from viker.bench.commands import _seeded, command
 
 VARIANT = {"name", "rate", "unit", "ratio", "seconds", "peak_memory"}
 

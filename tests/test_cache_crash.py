@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from viker.precompute.blocks import StorageError
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.store import CacheBuilder, sweep
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing.blocks import StorageError
+from viker.precompute.writing.store import CacheBuilder, sweep
 from viker.tests.cache_maker import LENGTHS, NUM_BLOCKS, PHASES, Makers, path_of
 from viker.tests.cache_samples import fill_block, make_builder, make_cache, make_fingerprint, make_rows, tree_bytes
 

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from cache_samples import fill_block, make_builder, make_cache, make_fingerprint, make_rows, make_samples, tree_bytes
 from viker.precompute.cache import CacheMismatch, Rows, TeacherCache, lineage_of, person_digest
-from viker.precompute.derive import (
+from viker.precompute.reading.distance import cache_distances, row_distances
+from viker.precompute.reading.identity import rows_digest
+from viker.precompute.reading.rows import as_rows
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing.derive import (
     KnownRows,
     copy_known_blocks,
     devices_of,
@@ -23,11 +27,7 @@ from viker.precompute.derive import (
     start_derived,
     without_person,
 )
-from viker.precompute.distance import cache_distances, row_distances
-from viker.precompute.identity import rows_digest
-from viker.precompute.rows import as_rows
-from viker.precompute.store import Sample
-from viker.precompute.verify import verify
+from viker.precompute.writing.store import Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,8 +194,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from viker.precompute.cache import TeacherCache
-from viker.precompute.derive import without_person
-from viker.precompute.store import CacheBuilder
+from viker.precompute.writing.derive import without_person
+from viker.precompute.writing.store import CacheBuilder
 write = CacheBuilder.write_block
 def killed(builder, block, *rest):
     if block == 7:
@@ -279,7 +279,7 @@ def test_rows_that_are_sure_of_different_tokens_are_far_apart():
 def test_slices_play_no_part(monkeypatch):
     ours, theirs = some_rows(40, 1, 4), some_rows(40, 2, 6)
     whole = row_distances(ours, theirs)
-    monkeypatch.setattr("viker.precompute.distance.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("viker.precompute.reading.distance.ROWS_AT_ONCE", 7)
     assert (row_distances(ours, theirs) == whole).all()
 
 
@@ -299,7 +299,7 @@ def test_two_makers_of_one_key_are_compared_by_row_key(tmp_path, monkeypatch):
     assert distances.shape == (one.num_rows,)
     np.testing.assert_allclose(distances, row_distances(one.load(), two.load()), atol=1e-15)
     assert (cache_distances(one, shared) == distances).all()
-    monkeypatch.setattr("viker.precompute.distance.KEYS_AT_ONCE", 2)
+    monkeypatch.setattr("viker.precompute.reading.distance.KEYS_AT_ONCE", 2)
     assert (cache_distances(one, two) == distances).all()
 
 

@@ -18,7 +18,7 @@ from cache_samples import tree_bytes
 from command_line import call, copy_model, succeed
 from viker.data.artefact import read_json
 from viker.precompute.cache import TeacherCache
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from viker.data.example import canonical_json
 from viker.precompute.cache import CacheError, TeacherCache, person_digest, row_key, token_hash
-from viker.precompute.layout import ArrayPlan, chunk_and_shard
-from viker.precompute.store import CacheBuilder, Sample
-from viker.precompute.verify import verify
+from viker.precompute.reading.layout import ArrayPlan, chunk_and_shard
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing.store import CacheBuilder, Sample
 from viker.tests.cache_samples import (
     POOL,
     fill_block,

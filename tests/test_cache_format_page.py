@@ -13,8 +13,8 @@ import numpy as np
 import viker
 import zarr
 from viker.precompute.cache import TeacherCache, fingerprint_key, lineage_of, person_digest, row_key, token_hash
-from viker.precompute.identity import FIELD_RULES, rules_table
-from viker.precompute.layout import ARRAYS
+from viker.precompute.reading.identity import FIELD_RULES, rules_table
+from viker.precompute.reading.layout import ARRAYS
 from viker.tests.cache_samples import make_fingerprint, make_samples
 
 PAGE = (Path(viker.__file__).parent / "docs" / "cache-format.md").read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from viker.precompute.blocks import pack_block, read_header
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.layout import ArrayPlan
+from viker.precompute.reading.layout import ArrayPlan
+from viker.precompute.writing.blocks import pack_block, read_header
 from viker.tests.cache_damage import change_metadata, sign_as
 from viker.tests.cache_samples import make_cache, make_fingerprint
 from viker.tests.fuzz_cache import Folder, canonical, read, repeat_in_group, shards, signed, sound_cache, with_crc
@@ -72,19 +72,19 @@ def test_a_minute_of_seeded_inputs_ends_in_nothing_but_cache_errors():
 
 
 FAULTS = {
-    "another exception": "viker.precompute.reader.is_fingerprint = lambda value: True",
+    "another exception": "viker.precompute.reading.reader.is_fingerprint = lambda value: True",
     "an allocation past the cap": (
-        "viker.precompute.reader.is_fingerprint = lambda value: bytearray(128 << 20) and False"
+        "viker.precompute.reading.reader.is_fingerprint = lambda value: bytearray(128 << 20) and False"
     ),
-    "a hang": "fuzz_cache.SECONDS = 1; viker.precompute.reader.is_fingerprint = lambda value: time.sleep(9)",
-    "the end of the process": "viker.precompute.reader.is_fingerprint = lambda value: os.abort()",
+    "a hang": "fuzz_cache.SECONDS = 1; viker.precompute.reading.reader.is_fingerprint = lambda value: time.sleep(9)",
+    "the end of the process": "viker.precompute.reading.reader.is_fingerprint = lambda value: os.abort()",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_the_fuzzer_finds_a_planted_fault(fault):
     code = (
-        "import os, sys, time, viker.precompute.reader\n"
+        "import os, sys, time, viker.precompute.reading.reader\n"
         "from viker.tests import fuzz_cache\n"
         "folder = fuzz_cache.Folder\n"
         f"def planted():\n    {fault}\n"

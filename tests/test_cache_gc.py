@@ -15,9 +15,9 @@ from viker.data import run_roots
 from viker.data.artefact import begin, finish, write_json
 from viker.data.run_roots import register_run
 from viker.precompute.cache import TeacherCache
-from viker.precompute.pointer import record_making
-from viker.precompute.remote import push, tombstone
-from viker.precompute.stores import FolderStore
+from viker.precompute.sharing.pointer import record_making
+from viker.precompute.sharing.remote import push, tombstone
+from viker.precompute.sharing.stores import FolderStore
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,10 +18,10 @@ import numcodecs.blosc
 import numpy as np
 import pytest
 import zarr
-from viker.precompute import layout
-from viker.precompute.blocks import list_files
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.layout import ListedFile, manifest_bytes
+from viker.precompute.reading import layout
+from viker.precompute.reading.layout import ListedFile, manifest_bytes
+from viker.precompute.writing.blocks import list_files
 from viker.tests.cache_damage import (
     blosc_header,
     change_metadata,

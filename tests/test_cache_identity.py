@@ -16,7 +16,7 @@ from viker.precompute.cache import (
     require_serves,
     serving_caches,
 )
-from viker.precompute.identity import FIELD_RULES, rule_of
+from viker.precompute.reading.identity import FIELD_RULES, rule_of
 from viker.tests.cache_samples import make_cache, make_fingerprint, make_samples
 
 OTHER = make_fingerprint(
@@ -161,7 +161,7 @@ def test_where_caches_live(monkeypatch, tmp_path):
 
 
 def test_the_table_of_rules_has_a_line_a_field():
-    from viker.precompute.identity import rules_table
+    from viker.precompute.reading.identity import rules_table
 
     header, _, *lines = rules_table().splitlines()
     assert header == "| field | rule |"

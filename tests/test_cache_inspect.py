@@ -14,8 +14,8 @@ import pytest
 from cache_samples import make_builder, make_cache, make_rows
 from command_line import call, copy_model, succeed
 from viker.precompute.cache import TeacherCache, person_digest
-from viker.precompute.derive import KnownRows, copy_known_blocks, samples_of
-from viker.precompute.store import CacheBuilder
+from viker.precompute.writing.derive import KnownRows, copy_known_blocks, samples_of
+from viker.precompute.writing.store import CacheBuilder
 
 if TYPE_CHECKING:
     from pathlib import Path

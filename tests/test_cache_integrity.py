@@ -16,7 +16,7 @@ import zarr
 from click.testing import CliRunner
 from viker.cli import viker
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
 from viker.tests.cache_damage import exchange, flip, sign
 from viker.tests.cache_samples import make_builder, make_cache, make_fingerprint, make_rows, tree_bytes
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from viker.precompute.cache import TeacherCache
-from viker.precompute.claims import drop_claim, file_system_now, renewing, take_claim
+from viker.precompute.writing.claims import drop_claim, file_system_now, renewing, take_claim
 from viker.tests.cache_maker import LENGTHS, NUM_BLOCKS, Makers
 from viker.tests.cache_samples import fill_block, make_builder, make_cache, tree_bytes
 
@@ -223,7 +223,7 @@ def test_a_claim_is_dropped_when_the_work_ends_and_only_if_it_is_ours(tmp_path):
 
 
 def test_a_hanging_maker_is_renewed_for_an_hour_at_most(tmp_path, monkeypatch):
-    monkeypatch.setattr("viker.precompute.claims._MOST_SECONDS", 0.3)
+    monkeypatch.setattr("viker.precompute.writing.claims._MOST_SECONDS", 0.3)
     path = tmp_path / "claim"
     take_claim(path, 60)
     with renewing(path, 0.6):

@@ -10,11 +10,11 @@ import numcodecs.blosc
 import numpy as np
 import pytest
 import zarr
-from viker.precompute.blocks import list_files
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.layout import manifest_bytes
-from viker.precompute.rows import Rows, row_problems
-from viker.precompute.verify import verify
+from viker.precompute.reading.layout import manifest_bytes
+from viker.precompute.reading.rows import Rows, row_problems
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing.blocks import list_files
 from viker.tests.cache_damage import change_metadata, change_values, flip, sign
 from viker.tests.cache_samples import make_cache
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from command_line import call, copy_model, succeed
 from viker.precompute.cache import TeacherCache
-from viker.precompute.derive import KnownRows, copy_known_blocks, samples_of
-from viker.precompute.store import CacheBuilder
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing.derive import KnownRows, copy_known_blocks, samples_of
+from viker.precompute.writing.store import CacheBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from viker.precompute.store import Sample
+    from viker.precompute.writing.store import Sample
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import viker
 from viker import cli
 
 ROOT = Path(viker.__file__).parent
-STAGES = ("data", "models", "precompute", "train", "evaluate", "presets", "tests", "benchmarks")
+STAGES = ("data", "models", "precompute", "train", "evaluate", "purge", "bench", "presets", "tests", "benchmarks")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *(ROOT / stage / "README.md" for stage in STAGES)])
 SHOWN = [name for name in cli.COMMANDS if name not in cli._HIDDEN]
 

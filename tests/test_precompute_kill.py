@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cache_samples import tree_bytes
 from command_line import call, succeed
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
 
 DEADLINE_S = 240
 LEAST_BLOCKS = 20

@@ -20,10 +20,10 @@ from viker.models.lora import add_lora
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import entropy
-from viker.precompute.lookup import look_up
+from viker.precompute.reading.summary import summarize
+from viker.precompute.reading.verify import verify
 from viker.precompute.run import Request, compute_blocks, make_request, start_builder
-from viker.precompute.summary import summarize
-from viker.precompute.verify import verify
+from viker.precompute.sharing.lookup import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

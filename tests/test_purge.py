@@ -26,10 +26,10 @@ from viker.data.run_roots import register_run
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.cache_commands import command as cache_group
 from viker.precompute.commands import PRIVACY
-from viker.precompute.derive import holds_person
-from viker.precompute.pointer import read_making
-from viker.precompute.remote import Pointer, open_store, published, push, read_pointer
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
+from viker.precompute.sharing.pointer import read_making
+from viker.precompute.sharing.remote import Pointer, open_store, published, push, read_pointer
+from viker.precompute.writing.derive import holds_person
 
 FORGOTTEN, FORGOTTEN_TOO, SEEN, HELD_OUT = "zyx-quill", "ada-umber", "ben-q0", "cleo-q0"
 PEOPLE = (FORGOTTEN, FORGOTTEN_TOO, SEEN, HELD_OUT, "dora-q5", "emil-q4")
@@ -641,7 +641,7 @@ KILLED_AT = """
 import os, shutil, signal, sys
 from pathlib import Path
 original, work, places, *words = sys.argv[1:]
-import numpy, zarr, viker.purge_search, viker.purge_act, viker.purge_record, viker.purge_remote, viker.evaluate.score
+import numpy, zarr, viker.purge.search, viker.purge.act, viker.purge.record, viker.purge.remote, viker.evaluate.score
 from viker import cli
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}
 limit, count = None, 0

@@ -26,12 +26,12 @@ from cache_samples import (
 )
 from command_line import call, succeed
 from viker.precompute.cache import CacheError, TeacherCache, lineage_of
-from viker.precompute.layout import ListedFile, manifest_bytes
-from viker.precompute.pointer import POINTER_CAP, Tombstone, now, pointer_bytes, read_pointer
-from viker.precompute.remote import expect_published, open_store, published, push, replace, tombstone
-from viker.precompute.stores import FolderStore, RemoteError
-from viker.precompute.transfer import pull
-from viker.precompute.untrusted import read_manifest
+from viker.precompute.reading.layout import ListedFile, manifest_bytes
+from viker.precompute.reading.untrusted import read_manifest
+from viker.precompute.sharing.pointer import POINTER_CAP, Tombstone, now, pointer_bytes, read_pointer
+from viker.precompute.sharing.remote import expect_published, open_store, published, push, replace, tombstone
+from viker.precompute.sharing.stores import FolderStore, RemoteError
+from viker.precompute.sharing.transfer import pull
 
 if TYPE_CHECKING:
     from pathlib import Path

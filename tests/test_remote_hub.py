@@ -20,8 +20,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from cache_samples import make_cache, tree_bytes
 from viker.precompute.cache import TeacherCache
-from viker.precompute.pointer import Pointer, pointer_bytes
-from viker.precompute.stores import RemoteError, open_store
+from viker.precompute.sharing.pointer import Pointer, pointer_bytes
+from viker.precompute.sharing.stores import RemoteError, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,7 +221,7 @@ def test_a_purged_cache_is_deleted_from_the_newest_commit(hub: tuple[Repository,
     repository, endpoint = hub
     viker(endpoint, "push", cache)
     code = (
-        "from viker.precompute.remote import open_store, tombstone\n"
+        "from viker.precompute.sharing.remote import open_store, tombstone\n"
         f"tombstone(open_store({ADDRESS!r}), {TeacherCache.open(cache).key!r}, None)"
     )
     done = subprocess.run(

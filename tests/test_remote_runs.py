@@ -11,12 +11,12 @@ import pytest
 from cache_samples import tree_bytes
 from command_line import Outcome, call, succeed
 from viker.data.example import canonical_json
-from viker.precompute.blocks import list_files
 from viker.precompute.cache import TeacherCache
-from viker.precompute.layout import manifest_bytes
-from viker.precompute.pointer import read_making, read_pointer
-from viker.precompute.remote import push, tombstone
-from viker.precompute.stores import FolderStore
+from viker.precompute.reading.layout import manifest_bytes
+from viker.precompute.sharing.pointer import read_making, read_pointer
+from viker.precompute.sharing.remote import push, tombstone
+from viker.precompute.sharing.stores import FolderStore
+from viker.precompute.writing.blocks import list_files
 
 if TYPE_CHECKING:
     from pathlib import Path

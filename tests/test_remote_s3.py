@@ -18,8 +18,8 @@ from cache_samples import make_cache, make_fingerprint, other_making, tree_bytes
 from command_line import Outcome, call, succeed
 from remote_server import BUCKET, DEADLINE_S, Server, serving
 from viker.precompute.cache import TeacherCache
-from viker.precompute.remote import open_store, push
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
+from viker.precompute.sharing.remote import open_store, push
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cache_samples import tree_bytes
 from command_line import Outcome, call, copy_model, succeed
+from viker.data.artefact import cache_home
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,17 +229,24 @@ def printed_command(result: Outcome) -> list[str]:
     return words
 
 
-def test_rows_that_are_missing_come_with_the_command_that_makes_them(
+def test_rows_that_are_missing_come_with_the_command_that_adds_them(
     data: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     precompute(data, tiny_model_dir, "--pool", "patterns", "--num-references", 2, "--limit", LIMIT - 2)
     result = train(data, tiny_model_dir, "--output", tmp_path / "x")
     assert result.code == 3
     assert f"expected all {LIMIT} row keys asked for, found 2 of them missing" in result.message
-    words = printed_command(result)
-    assert words[-2:] == ["--pool", "DIR"], "the pool is the user's to name"
-    succeed(*words[:-1], "patterns", "--num-references", 2)
-    assert train(data, tiny_model_dir, "--output", tmp_path / "x").code == 0
+    printed = result.message.partition("Add the rows with:\n")[2].splitlines()[0]
+    program, *words = shlex.split(printed)
+    assert (program, words[:2]) == ("viker", ["cache", "extend"])
+    succeed(*words)
+    assert train(data, tiny_model_dir, "--output", tmp_path / "x", "--cache", extended_cache(words[2])).code == 0
+
+
+def extended_cache(parent: str) -> str:
+    """Return the key of the cache that was made from another."""
+    (found,) = [path.parent.name for path in cache_home().glob("*/manifest.json") if path.parent.name != parent]
+    return found
 
 
 def test_the_printed_command_makes_rows_of_this_very_rendering(

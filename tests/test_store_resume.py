@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from viker.precompute import blocks
 from viker.precompute.cache import CacheError, CacheMismatch, TeacherCache
-from viker.precompute.store import StorageError, plan_blocks
-from viker.precompute.verify import verify
+from viker.precompute.reading.verify import verify
+from viker.precompute.writing import blocks
+from viker.precompute.writing.store import StorageError, plan_blocks
 from viker.tests.cache_samples import fill_block, make_builder, make_cache, make_rows, tree_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from viker.precompute.store import CacheBuilder
+    from viker.precompute.writing.store import CacheBuilder
 
 LENGTHS = [3, 1, 4, 1, 5] * 10
 WRITER = """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from viker.precompute.rows import as_rows, row_problems
+from viker.precompute.reading.rows import as_rows, row_problems
 from viker.precompute.topk import rows_from_probabilities
 
 

@@ -21,7 +21,7 @@ from viker.models.interventions import Intervention
 from viker.models.lora import add_lora, language_linears
 from viker.precompute.cache import CacheMismatch, TeacherCache
 from viker.precompute.engines.naive import naive_rows
-from viker.precompute.rows import Rows
+from viker.precompute.reading.rows import Rows
 from viker.precompute.run import compute_blocks, make_request, start_builder
 from viker.train.batches import Item, count_steps, draw_batches, item_keys, read_items, share_of, stack_rows
 from viker.train.finetune import epoch_order, finetune

@@ -27,7 +27,7 @@ _OPTIMIZATION = (
     "warmup_ratio", "max_grad_norm", "seed", "lora_r", "lora_alpha", "lora_dropout", "bf16", "gradient_checkpointing",
     "key_entropy", "stop", "evaluate_every", "evaluate_people", "limit", "skip_text",
 )  # fmt: skip
-OVERRIDABLE = ("weights",)  # the fields of `precompute/identity.py` with this rule, without loading numpy for them
+OVERRIDABLE = ("weights",)  # fields of FIELD_RULES with this rule, named here to load no numpy
 _SOURCE = ("data", "ratio", "forget", "data_revision")
 _MODEL = ("model", "processor", "revision", "dtype", "attention", "chat_template", "system_prompt", "score_end_token")
 

@@ -1,0 +1,161 @@
+"""The work and the variants of `viker bench precompute`: the same pairs through every way of computing their rows.
+
+A pair is one example under one reference. Models are built from config with seeded weights (speed does not depend on
+what they know), examples are seeded ids of ragged lengths, pictures are seeded pixels. Every variant ends with the same
+work: averaged in float32, cut to rows, staged in blocks and sealed into a cache. `naive` is what peers' code does; the
+fast variant must give its rows, and the largest total variation is part of the result.
+"""
+
+# k references an example, M answer tokens of an example, B sequences of a batch, V vocabulary
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from ..models.encode import Encoded, Picture, answer_rows, collate
+from ..models.forward import answer_logits, to_device
+from ..precompute.cache import make_fingerprint
+from ..precompute.engines.naive import naive_rows
+from ..precompute.engines.rows import Pending, Probabilities, average
+from ..precompute.engines.shared_prefix import SharedPrefixEngine
+from ..precompute.topk import rows_from_probabilities
+from ..precompute.writing.store import CacheBuilder, Sample
+
+PAD, IMAGE, FIRST = 0, 4, 5  # ids: padding, the image token, the first of ordinary words
+BEFORE_IMAGE = (1, 2, 3, 2, 1)
+TOP_K = 64
+SEQUENCES_AT_ONCE = 32
+
+
+class Shape(NamedTuple):
+    """Sizes of a model and the lengths of its questions and answers."""
+
+    image_size: int
+    vision: tuple[int, int]  # hidden size, layers
+    text: tuple[int, int, int, int]  # hidden size, intermediate size, layers, heads
+    vocab_size: int
+    question: tuple[int, int]
+    templates: int | None  # distinct questions; None: every example has its own
+    answer: tuple[int, int]
+
+
+SHAPES = {
+    "mini": Shape(56, (96, 3), (128, 352, 4, 4), 1024, (8, 20), 18, (6, 20)),
+    "long": Shape(336, (64, 2), (512, 1376, 6, 8), 32064, (16, 40), None, (8, 56)),
+    "llava-7b": Shape(336, (1024, 24), (4096, 11008, 32, 32), 32064, (16, 40), None, (8, 56)),
+}
+
+
+def build_model(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
+    """Return a LLaVA of a shape with seeded weights."""
+    hidden, layers = shape.vision
+    vision = CLIPVisionConfig(
+        hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=max(4, hidden // 64), image_size=shape.image_size, patch_size=14, projection_dim=hidden,
+    )  # fmt: skip
+    hidden, intermediate, layers, heads = shape.text
+    text = LlamaConfig(
+        vocab_size=shape.vocab_size, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=-2,
+        vision_feature_select_strategy="default", image_seq_length=(shape.image_size // 14) ** 2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = LlavaForConditionalGeneration(config)
+    return model.to(dtype).eval()
+
+
+def make_work(shape: Shape, *, num_examples: int, num_references: int, pool_size: int) -> list[Pending]:
+    """Return seeded examples under references: the whole pool where it has k images, else k drawn for each."""
+    rng = random.Random(0)
+    generator = torch.Generator().manual_seed(0)
+    tokens = (IMAGE,) * (shape.image_size // 14) ** 2
+    size = (1, 3, shape.image_size, shape.image_size)
+    pool = [Picture({"pixel_values": torch.randn(size, generator=generator)}, tokens) for _ in range(pool_size)]
+    questions = [_words(rng, shape.question, shape.vocab_size) for _ in range(shape.templates or num_examples)]
+    work = []
+    for index in range(num_examples):
+        question, answer = questions[index % len(questions)], _words(rng, shape.answer, shape.vocab_size)
+        drawn = sorted(rng.sample(range(pool_size), num_references))
+        prompt = (*BEFORE_IMAGE, *tokens, *question)
+        shown = [Encoded(question, answer, (*prompt, *answer), (pool[image],)) for image in drawn]
+        work.append(Pending(shown, [(f"{image:08d}",) for image in drawn]))
+    return work
+
+
+def _words(rng: random.Random, lengths: tuple[int, int], vocab_size: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(FIRST, vocab_size) for _ in range(rng.randint(*lengths)))
+
+
+def naive(model: Any, work: Sequence[Pending]) -> Iterator[Probabilities]:
+    """Yield rows an example at a time, its k images as one batch."""
+    return naive_rows(model, work, PAD)
+
+
+@torch.inference_mode()
+def batched_naive(model: Any, work: Sequence[Pending]) -> Iterator[Probabilities]:
+    """Yield rows of several examples and all their images as one padded batch, nothing shared."""
+    weights = next(model.parameters())
+    at_once = max(1, SEQUENCES_AT_ONCE // len(work[0].shown))
+    for start in range(0, len(work), at_once):
+        items = work[start : start + at_once]
+        flat = [encoded for item in items for encoded in item.shown]
+        inputs = to_device(collate(flat, pad_id=PAD, side="right"), weights.device, weights.dtype)
+        batch_M, position_M, _ = answer_rows(flat)
+        logprobs_MV = torch.log_softmax(answer_logits(model, inputs, batch_M, position_M).float(), dim=-1)
+        parts = iter(logprobs_MV.split([len(encoded.answer_ids) for encoded in flat]))
+        for item in items:
+            yield average(torch.stack([next(parts) for _ in item.shown]))
+
+
+def shared_prefix(model: Any, work: Sequence[Pending], token_budget: int) -> Iterator[Probabilities]:
+    """Yield rows by the default engine, its prefixes computed anew."""
+    encoder: Any = _OnlyPadding()
+    return SharedPrefixEngine(model, encoder, token_budget=token_budget).rows(work)
+
+
+class _OnlyPadding:
+    """What the engine asks of an encoder."""
+
+    pad_id = PAD
+
+
+def make_cache(home: Path, work: Sequence[Pending], rows: Iterator[Probabilities], vocab_size: int) -> Path:
+    """Cut rows as they come and seal them into a cache, as `viker precompute` does."""
+    keys = [index.to_bytes(16, "big") for index in range(len(work))]
+    fingerprint = make_fingerprint(
+        {"weights": "", "tokenizer": "", "processor": "", "rendering": {}},
+        {
+            "intervention": {"kind": "reference", "answers": "own"},
+            "draw": {"policy": "none", "seed": 0, "num_references": 0},
+            "pool": None,
+        },
+        top_k=TOP_K, vocab_size=vocab_size, teacher_dtype="float32", logprob_dtype="float16", row_keys=keys,
+    )  # fmt: skip
+    samples = [Sample(key, bytes(16), 0, item.num_rows) for key, item in zip(keys, work, strict=True)]
+    builder = CacheBuilder(home, fingerprint, {}, samples)
+    for block, (start, stop) in enumerate(builder.blocks):
+        builder.claim(block)
+        parts = []
+        for item in work[start:stop]:
+            found = next(rows)
+            answer_ids_M = torch.tensor(item.answer_ids, device=found.mean_MV.device)
+            parts.append(rows_from_probabilities(found.mean_MV, found.mean_entropy_M, answer_ids_M, TOP_K))
+        builder.write_block(block, {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]})
+    return builder.assemble()
+
+
+def largest_variation(model: Any, work: Sequence[Pending], token_budget: int) -> float:
+    """Return the largest total variation between the default engine's rows and the naive ones."""
+    pairs = zip(shared_prefix(model, work, token_budget), naive(model, work), strict=True)
+    return max(float((ours.mean_MV - theirs.mean_MV).abs().sum(-1).max()) / 2 for ours, theirs in pairs)
+
+
+Variant = Callable[[Any, Sequence[Pending]], Iterator[Probabilities]]
