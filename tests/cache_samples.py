@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from viker.precompute.cache import lineage_of, person_digest, row_key, token_hash
+from viker.precompute.reading.identity import rows_digest
 from viker.precompute.writing.store import CacheBuilder, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+UNKNOWN_ROWS = "ee" * 32
 POOL = [bytes([number]) * 32 for number in range(3)]
 
 
@@ -29,7 +31,7 @@ def make_fingerprint(top_k: int = 4, vocab_size: int = 50, **changes: Any) -> di
         "teacher_dtype": "float32",
         "quantization": None,
         "storage": {"ids": "uint16", "logprobs": "float16"},
-        "rows": "ee" * 32,
+        "rows": UNKNOWN_ROWS,
         "vocab_size": vocab_size,
     }
     return json.loads(json.dumps({**fingerprint, **changes}))
@@ -71,6 +73,8 @@ def make_builder(
 ) -> CacheBuilder:
     fingerprint = fingerprint or make_fingerprint()
     samples = samples or make_samples(lineage_of(fingerprint), lengths)
+    if fingerprint["rows"] == UNKNOWN_ROWS:
+        fingerprint = {**fingerprint, "rows": rows_digest({sample.row_key for sample in samples})}
     pool = POOL if fingerprint["pool"] else []
     return CacheBuilder(home, fingerprint, {"source": "tests"}, samples, pool)
 

@@ -313,5 +313,6 @@ def test_one_row_key_of_two_lengths_is_an_error(tmp_path):
 
 def test_caches_without_a_common_row_have_no_distances(tmp_path):
     one = make_mixed(tmp_path / "one", [1, 2])
-    other = seal(tmp_path / "two", make_fingerprint(rows="other"), [extra_sample(one, "person-0")])
+    sample = extra_sample(one, "person-0")
+    other = seal(tmp_path / "two", make_fingerprint(rows=rows_digest({sample.row_key})), [sample])
     assert cache_distances(one, other).shape == (0,)

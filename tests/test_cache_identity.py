@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 from viker.precompute.cache import (
@@ -16,7 +17,7 @@ from viker.precompute.cache import (
     require_serves,
     serving_caches,
 )
-from viker.precompute.reading.identity import FIELD_RULES, rule_of
+from viker.precompute.reading.identity import FIELD_RULES, rows_digest, rule_of
 from viker.tests.cache_samples import make_cache, make_fingerprint, make_samples
 
 OTHER = make_fingerprint(
@@ -101,24 +102,30 @@ def row_keys(lengths: list[int]) -> list[bytes]:
     return [sample.row_key for sample in make_samples("00" * 32, lengths)]
 
 
+def fingerprint_of(lengths: list[int]) -> dict[str, Any]:
+    """The fingerprint of a cache of samples of these lengths."""
+    return make_fingerprint(rows=rows_digest(set(row_keys(lengths))))
+
+
 def test_a_five_percent_split_is_served_by_a_ten_percent_cover(tmp_path):
-    cover = make_cache(tmp_path, [2] * 10, make_fingerprint(rows="cover"))
-    wanted = make_fingerprint(rows="half")
+    cover = make_cache(tmp_path, [2] * 10)
+    wanted = fingerprint_of([2] * 5)
     found = find(tmp_path, wanted, set(), row_keys([2] * 5))
     assert found.root == cover
-    assert require_serves(found, wanted, set(), row_keys([2] * 5)).reported == {"rows": ("cover", "half")}
+    rows = (fingerprint_of([2] * 10)["rows"], wanted["rows"])
+    assert require_serves(found, wanted, set(), row_keys([2] * 5)).reported == {"rows": rows}
     with pytest.raises(RowsNotCovered, match=r"all 12 row keys.*found 2 of them missing.*viker cache extend"):
         find(tmp_path, wanted, set(), row_keys([2] * 12))
 
 
 def test_the_exact_cache_comes_first(tmp_path):
-    make_cache(tmp_path, [2] * 5, make_fingerprint(rows="cover"))
     exact = make_cache(tmp_path, [2] * 5)
-    make_cache(tmp_path, [2] * 5, make_fingerprint(rows="another cover"))
-    serving = serving_caches(tmp_path, make_fingerprint(), set(), row_keys([2] * 5))
+    for covering in (6, 7):
+        make_cache(tmp_path, [2] * covering)
+    serving = serving_caches(tmp_path, fingerprint_of([2] * 5), set(), row_keys([2] * 5))
     assert serving[0].root == exact
     assert len(serving) == 3
-    assert find(tmp_path, make_fingerprint(), set(), row_keys([2] * 5)).root == exact
+    assert find(tmp_path, fingerprint_of([2] * 5), set(), row_keys([2] * 5)).root == exact
 
 
 def test_several_that_serve_are_listed(tmp_path):
@@ -146,10 +153,10 @@ def test_a_miss_says_why_for_every_cache(tmp_path):
 
 def test_a_damaged_neighbor_is_left_out_with_a_warning(tmp_path, caplog):
     exact = make_cache(tmp_path, [2] * 5)
-    damaged = make_cache(tmp_path, [2] * 5, make_fingerprint(rows="cover"))
+    damaged = make_cache(tmp_path, [2] * 6)
     (damaged / "build.json").unlink()
     with caplog.at_level(logging.WARNING):
-        assert find(tmp_path, make_fingerprint(), set(), []).key == TeacherCache.open(exact).key
+        assert find(tmp_path, fingerprint_of([2] * 5), set(), []).key == TeacherCache.open(exact).key
     assert damaged.name in caplog.text
 
 
@@ -175,9 +182,9 @@ def test_what_training_may_override_is_what_the_table_says():
 
 
 def test_of_several_that_lack_rows_the_fullest_is_named(tmp_path):
-    make_cache(tmp_path, [2] * 3, make_fingerprint(rows="few"))
-    fullest = make_cache(tmp_path, [2] * 5, make_fingerprint(rows="most"))
-    make_cache(tmp_path, [2] * 4, make_fingerprint(rows="some"))
+    make_cache(tmp_path, [2] * 3)
+    fullest = make_cache(tmp_path, [2] * 5)
+    make_cache(tmp_path, [2] * 4)
     with pytest.raises(RowsNotCovered) as caught:
         find(tmp_path, make_fingerprint(), set(), row_keys([2] * 6))
     assert caught.value.root == fullest

@@ -18,7 +18,7 @@ from viker.cli import viker
 from viker.precompute.cache import CacheError, TeacherCache
 from viker.precompute.reading.verify import verify
 from viker.tests.cache_damage import exchange, flip, sign
-from viker.tests.cache_samples import make_builder, make_cache, make_fingerprint, make_rows, tree_bytes
+from viker.tests.cache_samples import fill_block, make_builder, make_cache, make_fingerprint, make_rows, tree_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -298,3 +298,14 @@ def test_a_file_that_may_not_be_read_is_an_error_that_says_so(large):
         "cache.zarr/token/entropy/c/1: expected to read it, found: Permission denied. "
         "Check who may read it, and the disk.\n"
     )
+
+
+def test_row_keys_other_than_those_the_fingerprint_names_are_found(tmp_path):
+    whole = make_builder(tmp_path / "whole", [2] * 30)
+    fewer = make_builder(tmp_path / "fewer", [], whole.fingerprint, whole.samples[:-1])
+    for block in range(len(fewer.blocks)):
+        fill_block(fewer, block)
+    cache = TeacherCache.open(fewer.assemble())
+    with pytest.raises(CacheError, match="row keys of digest"):
+        _ = cache.row_keys
+    assert ["row keys of digest" in problem.detail for problem in verify(cache.root, "full")] == [True]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.example import canonical_json
-from .identity import FINGERPRINT_SCHEMA, Fingerprint, is_fingerprint, lineage_of
+from .identity import FINGERPRINT_SCHEMA, Fingerprint, is_fingerprint, lineage_of, rows_digest
 from .layout import FILE_CAP, ZARR, CacheError, ListedFile, expect, plain_files, refusal, root_digest
 from .metadata import StoredArray, check_arrays
 from .rows import Rows, as_rows, row_problems
@@ -98,8 +98,11 @@ class TeacherCache:
 
     @cached_property
     def row_keys(self) -> frozenset[bytes]:
-        """The distinct row keys."""
-        return frozenset(pair[:16] for pair in self.sample_keys)
+        """The distinct row keys, which are those the fingerprint names."""
+        keys = frozenset(pair[:16] for pair in self.sample_keys)
+        digest, wanted = rows_digest(keys), self.fingerprint["rows"]
+        expect(digest == wanted, self.root, f"row keys of digest {wanted} in sample/key", digest)
+        return keys
 
     @cached_property
     def token_hash(self) -> NDArray[np.uint64]:

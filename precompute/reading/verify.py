@@ -96,7 +96,7 @@ def _deeper_problems(path: Path, depth: Depth) -> Iterator[tuple[str, CacheError
         return
     checks = (
         lambda: cache.offset,
-        lambda: cache.sample_keys,
+        lambda: cache.row_keys,
         lambda: cache.token_hash,
         lambda: cache.reference,
         cache.load,
