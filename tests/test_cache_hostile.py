@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import zarr
 from viker.precompute.cache import CacheError, TeacherCache
-from viker.precompute.reading import layout
+from viker.precompute.reading import layout, shards
 from viker.precompute.reading.layout import ListedFile, manifest_bytes
 from viker.precompute.writing.blocks import list_files
 from viker.tests.cache_damage import (
@@ -163,7 +164,8 @@ PLACES = ["manifest.json", "fingerprint.json", f"{ENTROPY}/zarr.json", f"{ENTROP
 def test_a_pipe_without_a_writer(sandbox, root, name):
     (root / name).unlink(missing_ok=True)
     os.mkfifo(root / name)
-    assert f"{name}: expected" in refusal(sandbox, root)
+    plain = "a plain file" if name == "manifest.json" else "plain files and folders only"
+    assert f"{name}: expected {plain}" in refusal(sandbox, root)
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -280,6 +282,7 @@ def json_is_fine(content: bytes) -> bool:
     return content.startswith(b'{"a":"\xf0')
 
 
+FILE_OF_MANIFEST = rb'"path":"([^"]*)","sha256":"([0-9a-f]{64})"'
 MANIFESTS: list[tuple[str, bytes, bytes]] = [
     ("a space", b'"key":', b'"key": '),
     ("no newline at the end", b"}\n", b"}"),
@@ -316,8 +319,25 @@ MANIFESTS: list[tuple[str, bytes, bytes]] = [
 def test_a_manifest_that_is_not_canonical(sandbox, root, old, new):
     content = (root / "manifest.json").read_bytes()
     assert old in content
-    (root / "manifest.json").write_bytes(content.replace(old, new, 1))
+    (root / "manifest.json").write_bytes(with_root(content.replace(old, new, 1)))
     assert "manifest.json: expected" in refusal(sandbox, root)
+
+
+def with_root(content: bytes) -> bytes:
+    """A manifest whose root digest is that of the files it lists, if it has the place for one."""
+    lines = sorted(b"%s  %s\n" % (sha256, path) for path, sha256 in re.findall(FILE_OF_MANIFEST, content))
+    root = hashlib.sha256(b"".join(lines)).hexdigest().encode()
+    return re.sub(b'"root_sha256":"[0-9a-f]{64}"', b'"root_sha256":"' + root + b'"', content)
+
+
+def test_a_manifest_in_another_order_under_the_right_root(sandbox, root):
+    head, *files, tail = re.split(rb"(?<=\[)|,(?={)|(?=\])", (root / "manifest.json").read_bytes())
+    (root / "manifest.json").write_bytes(with_root(head + b",".join(files) + tail))
+    assert sandbox.read(root).error == ""
+    (root / "manifest.json").write_bytes(with_root(head + b",".join(reversed(files)) + tail))
+    assert "manifest.json: expected the canonical bytes" in refusal(sandbox, root)
+    (root / "manifest.json").write_bytes(with_root(head + b",".join([files[0], *files]) + tail))
+    assert "paths in order, none twice, found build.json after build.json" in refusal(sandbox, root)
 
 
 # ---- What is claimed about the arrays ------------------------------------------------------------------------------
@@ -522,6 +542,35 @@ def test_a_chunk_that_lies_about_itself(sandbox, root, found, changes):
     message = refusal(sandbox, root)
     assert f"{ENTROPY}/c/0: expected chunk 0" in message
     assert found in message
+
+
+def test_all_headers_of_an_array_are_checked_before_anything_is_decoded(tmp_path, monkeypatch):
+    root = make_cache(tmp_path, [700] * 3)
+    path = root / f"{KEPT}/c/0/0"
+    content = path.read_bytes()
+    (start, length) = np.frombuffer(content[-(3 * 16 + 4) : -4], "<u8").reshape(-1, 2)[2].tolist()
+    last = with_crc(blosc_header(content[start : start + length - 4], decoded=2**31 - 1))
+    path.write_bytes(content[:start] + last + content[start + length :])
+    sign(root)
+    monkeypatch.setattr(numcodecs.blosc, "decompress", lambda _: pytest.fail("blosc was asked"))
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(CacheError, match=rf"{KEPT}/c/0/0: expected chunk 2 to decode to 8192 bytes"):
+        TeacherCache.open(root).load()
+
+
+def test_a_shard_exchanged_between_the_check_and_the_decoding_is_checked_again(root, monkeypatch):
+    path = root / f"{KEPT}/c/0/0"
+    liar = one_chunk_shard(blosc_header(first_chunk(path.read_bytes()), decoded=2**31 - 1))
+    check = shards._check_headers
+
+    def check_then_exchange(checked: Path, *arguments: Any) -> None:
+        check(checked, *arguments)
+        path.write_bytes(liar)
+
+    monkeypatch.setattr(shards, "_check_headers", check_then_exchange)
+    monkeypatch.setattr(numcodecs.blosc, "decompress", lambda _: pytest.fail("blosc was asked"))
+    with pytest.raises(CacheError, match=rf"{KEPT}/c/0/0: expected chunk 0 to decode to 72 bytes"):
+        TeacherCache.open(root).load()
 
 
 def test_a_zstd_bomb_inside_blosc(sandbox, root):

@@ -463,6 +463,20 @@ def test_links_are_not_followed(place: Place, tmp_path: Path) -> None:
     assert answers_about(tmp_path / "elsewhere" / "answers.jsonl", FORGOTTEN) == []
 
 
+def test_a_cache_or_replies_behind_a_link_are_named_and_stay(place: Place, tmp_path: Path) -> None:
+    cache = next(cache for cache in place.caches() if cache.build["split"] == "all")
+    answers = place.evaluation() / "answers.jsonl"
+    for path in (cache.root, answers):
+        shutil.move(path, tmp_path / path.name)
+        path.symlink_to(tmp_path / path.name)
+    before = tree_bytes(tmp_path / cache.root.name), (tmp_path / answers.name).read_bytes()
+    outcome = place.purge("--yes", "--include-damaged")
+    assert outcome.code == 1
+    assert f"LEFT OVER: {cache.root} (failed)" in outcome.out
+    assert f"LEFT OVER: {place.evaluation()} (not searched)" in outcome.out
+    assert (tree_bytes(tmp_path / cache.root.name), (tmp_path / answers.name).read_bytes()) == before
+
+
 def test_replies_that_do_not_parse_are_named(place: Place) -> None:
     answers = place.evaluation() / "answers.jsonl"
     answers.write_bytes(answers.read_bytes() + b"{torn")
