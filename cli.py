@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": (".evaluate.report_commands", "Put a run's numbers and answers on one page."),
     "ask": (".evaluate.ask_commands", "Ask a model one question about a picture."),
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
-    "cache": (".precompute.cache_commands", "List, inspect or verify teacher caches."),
+    "cache": (".precompute.cache_commands", "List, check, extend, share or remove teacher caches."),
     "sweep": (".sweep", "Repeat a comparison over worlds and keep every number."),
     "bench": (".bench.commands", "Measure speed and size on this machine."),
     "purge": (".purge.commands", "Take a person out of caches, replies and reports, and keep a record."),

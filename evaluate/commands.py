@@ -189,9 +189,9 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
 def _score(output: Path, location: Path, seed: int) -> None:
     """Score the kept answers of one evaluation."""
     from ..data.sidecar import read_sidecar
-    from .score import parse_answers, score_answers, scores_json
+    from .score import read_answers, score_answers, scores_json
 
-    answers = parse_answers((output / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    answers = read_answers(output / "answers.jsonl")
     sidecar = location / "sidecar.json"
     records = score_answers(answers, read_sidecar(sidecar) if sidecar.is_file() else None, seed)
     write_json(output / "scores.json", scores_json(records))

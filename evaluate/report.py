@@ -15,7 +15,7 @@ from typing import Any
 from ..data.sidecar import Sidecar, read_sidecar
 from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
 from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
-from .score import Answer, parse_answers
+from .score import Answer, read_answers
 
 SCHEMA = "viker/report/1"
 MINI_NOTICE = "mini, not comparable with published MLLMU numbers; real run: `--preset mllmu-10`"
@@ -253,7 +253,7 @@ def _beside(item: Mapping[str, Any], models: Iterable[Mapping[str, Any]], scores
 
 
 def _read_answers(stage: Stage) -> list[Answer]:
-    return parse_answers((stage.path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    return read_answers(stage.path / "answers.jsonl")
 
 
 def _varied(asked: Sequence[Answer], number: int) -> list[Answer]:

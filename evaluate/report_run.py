@@ -120,7 +120,7 @@ def read_scores(stage: Stage) -> list[dict[str, Any]]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except ValueError as error:
         raise DataError(
             f"{path}: expected a JSON object a line, found something else ({error}). Train again."

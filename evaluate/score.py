@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,11 @@ def answer_line(answer: Answer) -> str:
     """Return the answer as one line of `answers.jsonl`, without its empty fields."""
     kept = {name: value for name, value in asdict(answer).items() if value != ()}
     return json.dumps({"schema": ANSWER_SCHEMA, **kept}, ensure_ascii=False, allow_nan=False)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read an `answers.jsonl`; a reply may hold what Unicode calls a line break, only a newline ends a line."""
+    return parse_answers(path.read_text(encoding="utf-8").split("\n"))
 
 
 def parse_answers(lines: Iterable[str]) -> list[Answer]:

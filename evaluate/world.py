@@ -8,14 +8,14 @@ from ..data.sources import open_source
 from ..models.load import load_encoder, resolve
 from ..precompute.cache import TeacherCache, cache_home
 from .keywords import key_word_auroc
-from .score import fact_recall_by_person, parse_answers
+from .score import fact_recall_by_person, read_answers
 
 Recall = dict[str, tuple[int, int]]
 
 
 def recall_of_evaluation(run: Path, name: str) -> dict[str, Recall]:
     """Return for each split the (hits, facts) of every person, on image questions of the generation task."""
-    answers = parse_answers((run / "evaluations" / name / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    answers = read_answers(run / "evaluations" / name / "answers.jsonl")
     facts = read_sidecar(open_source(str(run / "data")).location / "sidecar.json")
     shown = [answer for answer in answers if answer.task == "generation" and answer.modality == "image"]
     splits = dict.fromkeys(answer.split for answer in shown)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """List, inspect or verify teacher caches."""
+    """List, check, extend, share or remove teacher caches."""
 
 
 command.add_command(inspect)

@@ -24,6 +24,7 @@ from viker.evaluate.score import (
     fact_recall_by_person,
     likeliest_letter,
     parse_answers,
+    read_answers,
     rouge,
     score_answers,
     scores_json,
@@ -286,6 +287,13 @@ def test_scores_json_is_plain_json() -> None:
 @pytest.mark.parametrize("answer", [PLAIN, CHOICE, replace(CHOICE, reply=None, facts=(("town", "Güneş"),))])
 def test_an_answer_survives_its_line(answer: Answer) -> None:
     assert parse_answers([answer_line(answer), "\n"]) == [answer]
+
+
+def test_a_reply_with_line_breaks_of_unicode_is_one_line(tmp_path) -> None:
+    answers = [replace(PLAIN, reply="one\u2028two\x85three\x0bfour\r\nfive"), CHOICE]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(answer_line(answer) + "\n" for answer in answers), encoding="utf-8")
+    assert read_answers(path) == answers
 
 
 def broken_line(**changes: Any) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..cache import Fingerprint, TeacherCache, person_digest
 from ..reading.identity import rows_digest
-from .blocks import sync
+from .blocks import make_folder, sync
 from .store import CacheBuilder, Sample
 
 DEVICES = " + "  # between the devices of a block whose rows come from several
@@ -156,6 +156,7 @@ def without_person(cache: TeacherCache, person: str, home: Path) -> TeacherCache
     if not holds_person(present, person):
         return present
     others = [sample for sample in samples_of(present) if sample.person != digest]
+    make_folder(_replacements(home))
     _copied(start_derived(_replacements(home), present, others, {}, "purge"), present)
     finish_replacements(home)
     return TeacherCache.open(present.root)
