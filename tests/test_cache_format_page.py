@@ -75,7 +75,7 @@ def test_the_codecs_on_disk_are_those_of_the_page():
         assert [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
         blosc = inner["codecs"][1]["configuration"]
         itemsize = np.dtype(array["data_type"]).itemsize
-        assert (blosc["cname"], blosc["clevel"], blosc["shuffle"]) == ("zstd", 3, "bitshuffle")
+        assert (blosc["cname"], blosc["clevel"], blosc["shuffle"]) == ("zstd", 2, "bitshuffle")
         assert blosc["typesize"] == itemsize
         assert array["fill_value"] in ("NaN", np.iinfo(array["data_type"]).max if array["data_type"][0] in "iu" else 0)
         assert array["attributes"] == {}

@@ -23,6 +23,13 @@ from viker.tests.cache_samples import fill_block, make_builder, make_cache, make
 if TYPE_CHECKING:
     from pathlib import Path
 
+SHARDS_THAT_OTHERS_BOUND = [
+    "kept_logprob/c/{}/0",
+    "tail_logprob/c/{}",
+    "entropy/c/{}",
+    "sum_squares/c/{}",
+    "answer_logprob/c/{}",
+]
 SMALL_FILES = [
     "manifest.json",
     "fingerprint.json",
@@ -211,7 +218,7 @@ def test_two_shards_of_one_array_exchanged_are_named_and_do_not_load(large, name
         TeacherCache.open(large).load()
 
 
-@pytest.mark.parametrize("name", ["kept_logprob/c/{}/0", "tail_logprob/c/{}", "entropy/c/{}", "sum_squares/c/{}"])
+@pytest.mark.parametrize("name", SHARDS_THAT_OTHERS_BOUND)
 def test_two_shards_exchanged_under_a_new_signature_are_refused_by_the_other_arrays(large, name):
     exchange(*(large / "cache.zarr/token" / name.format(number) for number in range(2)))
     sign(large)

@@ -218,6 +218,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("entropy", "token/entropy", 3, 4.5),
     ("answer log-probability", "token/answer_logprob", 3, 0.5),
     ("answer log-probability", "token/answer_logprob", 3, -np.inf),
+    ("answer log-probability is neither a kept one", "token/answer_logprob", 3, -1.0),
     ("sum of squares", "token/sum_squares", 3, 0.0),
     ("disagreement", "token/disagreement", 3, np.nan),
 ]

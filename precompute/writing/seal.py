@@ -2,10 +2,10 @@
 
     <key16>.<uuid>.sealing/      the cache while it is assembled, and anything on its way out
 
-Arrays are encoded by Zarr in memory, shard by shard, and written here, so that memory does not grow with the cache and
-every file is listed with the digest of the very bytes that were meant. The order is what makes a crash harmless:
-files, fsync of each, fsync of their folders, the manifest (fsynced, renamed into place), the rename to `<key16>/`,
-fsync of the home, and only then are the blocks removed.
+Metadata is Zarr's, shards are encoded one at a time (`shards.py`) and all is written here, so that memory does not grow
+with the cache and every file is listed with the digest of the very bytes that were meant. The order is what makes a
+crash harmless: files, fsync of each, fsync of their folders, the manifest (fsynced, renamed into place), the rename to
+`<key16>/`, fsync of the home, and only then are the blocks removed.
 
 A `.sealing` folder belongs to whoever holds the claim on the seal. Folders are made one level at a time and removed
 by renaming them first: a process that lost its claim while it was stopped finds its folder gone at the next file it
@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -30,7 +29,9 @@ from zarr.storage import MemoryStore
 from ...data.example import canonical_json
 from ..cache import SCHEMA, Fingerprint
 from ..reading.layout import ZARR, ArrayPlan, ListedFile, chunk_and_shard, manifest_bytes
+from ..reading.metadata import StoredArray
 from .blocks import make_folder, share, sync, write_durably
+from .shards import COMPRESSION_LEVEL, encode_shard
 
 logger = logging.getLogger(__name__)
 
@@ -154,28 +155,28 @@ def _write_zarr(
     for folder in sorted({name.partition("/")[0] for name in plans}):
         zarr.create_group(store=store, path=folder, zarr_format=3)
     for name, plan in plans.items():
-        array = _create_array(store, name, plan)
-        rows, step = plan.shape[0], chunk_and_shard(plan)[1][0]
-        for start in range(0, rows, step):  # whole shards, so that none is ever read back to be changed
-            stop = min(start + step, rows)
-            array[start:stop] = rows_of(name, start, stop)
-            _write_encoded(writer, encoded)
-    assert not encoded.keys() - {path.removeprefix(f"{ZARR}/") for path in writer.listed}
+        _create_array(store, name, plan)
+    for path, content in encoded.items():
+        writer.write(f"{ZARR}/{path}", content.to_bytes())
+    for name, plan in plans.items():
+        (chunk_rows, *_), (shard_rows, *_) = chunk_and_shard(plan)
+        stored = StoredArray(plan.dtype, plan.shape, chunk_rows, shard_rows)
+        for shard, path in enumerate(stored.shard_names(name)):
+            start = shard * shard_rows
+            rows = rows_of(name, start, min(start + shard_rows, plan.shape[0]))
+            writer.write(path, encode_shard(rows, chunk_rows, shard_rows // chunk_rows, _fill_value(plan)))
 
 
-def _write_encoded(writer: _Writer, encoded: dict[str, Any]) -> None:
-    """Write what Zarr has encoded since the last time, and let go of the shards."""
-    for path in [path for path in encoded if f"{ZARR}/{path}" not in writer.listed]:
-        writer.write(f"{ZARR}/{path}", encoded[path].to_bytes())
-        if not path.endswith("zarr.json"):
-            del encoded[path]
+def _fill_value(plan: ArrayPlan) -> Any:
+    dtype = np.dtype(plan.dtype)
+    return np.nan if dtype.kind == "f" else np.iinfo(dtype).max
 
 
-def _create_array(store: MemoryStore, name: str, plan: ArrayPlan) -> Any:
+def _create_array(store: MemoryStore, name: str, plan: ArrayPlan) -> None:
     dtype = np.dtype(plan.dtype)
     chunks, shards = chunk_and_shard(plan)
-    numcodecs.blosc.use_threads = False  # threaded blosc output is not deterministic
-    return zarr.create_array(
+    blosc = BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=COMPRESSION_LEVEL, shuffle="bitshuffle")
+    zarr.create_array(
         store=store,
         name=name,
         shape=plan.shape,
@@ -183,10 +184,9 @@ def _create_array(store: MemoryStore, name: str, plan: ArrayPlan) -> Any:
         chunks=chunks,
         shards=shards,
         filters=None,
-        compressors=[BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-        fill_value=np.nan if dtype.kind == "f" else np.iinfo(dtype).max,
+        compressors=[blosc, Crc32cCodec()],
+        fill_value=_fill_value(plan),
         zarr_format=3,
-        config={"write_empty_chunks": True},
     )
 
 
