@@ -268,13 +268,17 @@ CHANGES: list[Callable[[Tree, Choices], None]] = [
 # ---- What is asked -------------------------------------------------------------------------------------------------
 
 
+def in_memory() -> str | None:
+    """Where a folder is in memory, if there is such a place."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 class Folder:
     """A directory that holds one input after another; only what differs from the sound cache is written."""
 
-    def __init__(self) -> None:
-        place = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    def __init__(self, place: Path | None = None) -> None:
         self.sound = sound_cache()
-        self._home = Path(tempfile.mkdtemp(prefix="viker-fuzz-", dir=place))
+        self._home = Path(tempfile.mkdtemp(prefix="viker-fuzz-", dir=place or in_memory()))
         self.root = self._home / "cache"
         self.block = self._home / "block-00000"
         self._write(self.sound)
@@ -365,11 +369,11 @@ def run(seed: int, seconds: float, inputs: int, most_crashes: int = 20) -> tuple
     """Ask about inputs until time, inputs or patience are over; return how many there were, and what went wrong."""
     crashes: list[str] = []
     until, number = time.monotonic() + seconds, 0
-    last = mmap.mmap(-1, 8)
+    last, place = mmap.mmap(-1, 8), Path(tempfile.mkdtemp(prefix="viker-fuzz-", dir=in_memory()))
     while time.monotonic() < until and number < inputs and len(crashes) < most_crashes:
         child = os.fork()
         if child == 0:
-            _run_child(seed, number, until, inputs, last)
+            _run_child(seed, number, until, inputs, last, place)
         _, status = os.waitpid(child, 0)
         (number,) = struct.unpack("<q", last[:8])
         if status:
@@ -378,14 +382,15 @@ def run(seed: int, seconds: float, inputs: int, most_crashes: int = 20) -> tuple
                 f"input {seed}:{number} ended with status {status:#x}; --replay {seed}:{number} repeats it\n"
             )
         number += 1
+    shutil.rmtree(place)
     return number, crashes
 
 
-def _run_child(seed: int, number: int, until: float, end: int, last: mmap.mmap) -> None:
+def _run_child(seed: int, number: int, until: float, end: int, last: mmap.mmap, place: Path) -> None:
     """Ask about one input after the other; leave with status 0 where time or inputs are over."""
     status = 1
     try:
-        folder = Folder()
+        folder = Folder(place)
         ask(folder, Choices("warm"))
         _limit_memory()
         for number in range(number, end):  # noqa: B020 - goes on from the first
@@ -398,7 +403,6 @@ def _run_child(seed: int, number: int, until: float, end: int, last: mmap.mmap) 
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        shutil.rmtree(folder._home, ignore_errors=True)
         os._exit(status)
 
 

@@ -231,6 +231,15 @@ def test_a_fingerprint_with_a_float_is_refused_and_trips_no_assertion(tmp_path):
         TeacherCache.open(root)
 
 
+def test_a_fingerprint_without_rows_is_refused_and_misses_no_key(tmp_path):
+    root = make_cache(tmp_path, [3, 2, 4])
+    fingerprint = json.loads((root / "fingerprint.json").read_bytes())
+    del fingerprint["rows"]
+    sign_as(root, fingerprint)
+    with pytest.raises(CacheError, match=r"fingerprint\.json: expected viker/fingerprint/1"):
+        _ = TeacherCache.open(root).row_keys
+
+
 def test_a_field_of_metadata_whose_name_breaks_lines_leaves_the_message_on_one(tmp_path):
     root = make_cache(tmp_path, [3, 2, 4])
     change_metadata(root, "token/entropy", lambda value: value.update({"a\nb\x1b[31m": 1}))

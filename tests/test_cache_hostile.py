@@ -505,6 +505,12 @@ FINGERPRINTS: list[Change] = [
     ("no pool", "", put("pool", None)),
     ("no objective", "", drop("objective")),
     ("storage that is text", "", put("storage", "uint16")),
+    ("no rows", "", drop("rows")),
+    ("rows that are a number", "", put("rows", 7)),
+    ("no weights", "", drop("weights")),
+    ("no intervention", "", drop("intervention")),
+    ("an intervention of no kind", "", put("intervention", {})),
+    ("a rendering that is a list", "", put("rendering", [])),
 ]
 
 

@@ -37,6 +37,7 @@ FIELD_RULES: dict[str, Rule] = {
     "vocab_size": "equal",
 }
 ABSENT = "(absent)"
+TEXTS = ("weights", "tokenizer", "teacher_dtype", "rows")  # fields that are read as text
 
 
 class Comparison(NamedTuple):
@@ -202,7 +203,7 @@ def _token_bytes(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> bytes:
 
 
 def is_fingerprint(value: Any) -> bool:
-    """Tell whether a parsed fingerprint.json has the fields that decide the layout, each of a sane type and size."""
+    """Tell whether a parsed fingerprint.json has the fields that somebody reads, each of a sane type and size."""
     try:
         storage, top_k, vocab_size = value["storage"], value["objective"]["top_k"], value["vocab_size"]
         num_references, pool = value["draw"]["num_references"], value["pool"]
@@ -211,6 +212,8 @@ def is_fingerprint(value: Any) -> bool:
         fits = 0 <= top_k <= vocab_size < 2**32 and 0 <= num_references < 2**16
         wide = vocab_size <= 65535 or storage["ids"] == "uint32"
         named = pool is None or isinstance(pool, str)
-        return bool(numbers and known and fits and wide and named and not _holds_float(value))
+        told = all(isinstance(value[name], str) for name in TEXTS) and isinstance(value["rendering"], dict)
+        told = told and isinstance(value["intervention"]["kind"], str) and not _holds_float(value)
+        return bool(numbers and known and fits and wide and named and told)
     except (KeyError, TypeError, AttributeError):
         return False

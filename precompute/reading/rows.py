@@ -78,7 +78,7 @@ def _broken_kept(rows: Rows, vocab_size: int) -> dict[str, Flags]:
     falls_NK = logprobs_NK[:, :-1] > logprobs_NK[:, 1:]
     ties_NK = (logprobs_NK[:, :-1] == logprobs_NK[:, 1:]) & (ids_NK[:, :-1] < ids_NK[:, 1:])
     return {
-        f"kept id is not below {vocab_size}": (ids_NK >= vocab_size).any(axis=1),
+        f"kept id is not below {vocab_size}": (sorted_ids_NK[:, -1:] >= vocab_size).any(axis=1),
         "kept id occurs twice": (sorted_ids_NK[:, 1:] == sorted_ids_NK[:, :-1]).any(axis=1),
         "kept log-probability is not finite": ~np.isfinite(logprobs_NK).all(axis=1),
         "kept log-probability is above 0": (logprobs_NK > ROUNDING).any(axis=1),

@@ -57,8 +57,15 @@ def pack_block(key: str, block: int, arrays: Mapping[str, NDArray[Any]], device:
     """Return the bytes of a block file."""
     listed = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     header = canonical_json({"key": key, "block": block, "device": device, "arrays": listed})
-    body = header + b"\n" + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
-    return f"{BLOCK_SCHEMA} {hashlib.sha256(body).hexdigest()}\n".encode() + body
+    parts: list[bytes | memoryview] = [
+        header,
+        b"\n",
+        *(np.ascontiguousarray(array).view(np.uint8).data for array in arrays.values()),
+    ]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return b"".join([f"{BLOCK_SCHEMA} {digest.hexdigest()}\n".encode(), *parts])
 
 
 def read_header(path: Path, key: str, block: int, plans: Mapping[str, ArrayPlan]) -> BlockHeader:
