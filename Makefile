@@ -30,5 +30,6 @@ docs: environment ## write docs/commands.md from the command line
 golden: environment ## write the golden files again; look at the difference before you keep it
 	VIKER_GOLDEN=1 "$(BIN)/python" -m pytest tests/test_cache_format.py && "$(BIN)/python" tests/test_encode.py
 
-bench: environment ## measure speed and size on this machine (benchmarks/)
-	@found=; for script in benchmarks/*.py; do [ -f "$$script" ] || continue; found=1; "$(BIN)/python" "$$script" || exit 1; done; [ -n "$$found" ] || echo "benchmarks/ holds no script yet"
+bench: environment ## measure speed and size on this machine; kept figures are in benchmarks/
+	"$(BIN)/viker" bench cache
+	"$(BIN)/viker" bench precompute
