@@ -193,7 +193,7 @@ def _variant(name: str, measured: list[Measured], table: Mapping[str, list[Measu
 def _rows_of_cache(name: str, rows: int) -> tuple[Arrays, int, str]:
     """Return a real cache's rows under their names, repeated to the size asked for."""
     from ..precompute.cache import TeacherCache
-    from ..precompute.cache_commands import find_path
+    from ..precompute.local import find_path
 
     opened = TeacherCache.open(find_path(name))
     rows_N = opened.load()

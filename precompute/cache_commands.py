@@ -6,16 +6,14 @@ that JSON stays JSON. `inspect`, `verify`, `extend` and sharing have files of th
 """
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.example import DataError
-from .commands import PRIVACY
 from .extend_commands import extend
-from .inspect_commands import inspect, num_bytes
+from .inspect_commands import inspect
+from .local import PRIVACY, num_bytes
 from .sharing_commands import gc, list_remote, pull, push
 from .verify_commands import verify
 
@@ -54,31 +52,6 @@ def list_(remote: str | None, as_json: bool) -> None:
     else:
         click.echo("\n".join([f"{len(rows)} caches in {cache_home()}", *map(_as_line, rows)]))
     click.echo(PRIVACY, err=True)
-
-
-def find_path(name: str) -> Path:
-    """Return the directory of a cache named by a path, or by the beginning of its key.
-
-    Raises:
-        DataError: there is no such cache, or several keys begin like this.
-    """
-    from .cache import cache_home
-
-    if name and Path(name).is_dir():
-        return Path(name)
-    is_key = re.fullmatch("[0-9a-f]{4,64}", name) is not None
-    matches = (
-        sorted(path for path in cache_home().glob(f"{name[:16]}*") if path.is_dir() and "." not in path.name)
-        if is_key
-        else []
-    )
-    if len(matches) != 1:
-        found = ", ".join(path.name for path in matches) or "none"
-        raise DataError(
-            f"{name}: expected a cache directory, or the first 4 or more digits of one key in "
-            f"{cache_home()}, found {found}. `viker cache list` names them."
-        )
-    return matches[0]
 
 
 def _row(path: Path) -> dict[str, Any]:

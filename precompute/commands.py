@@ -17,11 +17,12 @@ from ..data.artefact import begin, cache_home, decide, finish, read_json
 from ..data.inputs import input_stamps, stored_rows
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
 from ..data.run_roots import register_run
+from .local import PRIVACY
+from .row_options import computing_options, split_option
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
 
-SPLITS = ("forget", "retain", "retain-seen", "all")
 # Which fingerprint fields an option names: what is asked for by name must be equal, the rest may come from a cache.
 _NAMES = {
     "pool": "pool",
@@ -34,7 +35,6 @@ _NAMES = {
 _UNRECORDED = (
     "run", "overwrite", "push", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy", "part",
 )  # fmt: skip
-PRIVACY = "A teacher cache holds the answers' tokens: keep it as you keep the forget set."
 
 
 def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
@@ -50,13 +50,7 @@ def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--run", type=click.Path(path_type=Path), help="The run directory; stores the cache's key.")
 @source_options
 @model_options
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS),
-    default="forget",
-    show_default=True,
-    help="Whose training questions get rows.",
-)
+@split_option
 @click.option(
     "--teacher",
     type=click.Choice(["reference", "self"]),
@@ -79,23 +73,8 @@ def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
     show_default=True,
     help="Storage of kept log-probabilities.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["shared-prefix", "naive"]),
-    default="shared-prefix",
-    show_default=True,
-    help="How rows are computed.",
-)
-@click.option("--token-budget", default=4096, show_default=True, help="shared-prefix: suffix tokens a batch.")
-@click.option(
-    "--key-entropy",
-    default=1.0,
-    show_default=True,
-    help="Nats above which a token counts as a key token in the summary.",
-)
-@click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, and say how many.")
+@computing_options
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw of references.")
-@click.option("--limit", type=int, help="Only so many examples (smoke runs).")
 @click.option(
     "--part",
     metavar="i/N",

@@ -15,8 +15,9 @@ from ..data.artefact import begin, finish, is_complete, read_config
 from ..data.inputs import input_stamps, stored_rows
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
 from ..data.run_roots import register_run
-from .commands import PRIVACY, SPLITS
+from .local import PRIVACY, find_path
 from .recorded import with_recorded
+from .row_options import computing_options, split_option
 
 if TYPE_CHECKING:
     from .extend import Extension
@@ -27,30 +28,9 @@ if TYPE_CHECKING:
 @click.option("--run", type=click.Path(path_type=Path), help="The run directory that shall store the new cache's key.")
 @source_options
 @model_options
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS),
-    default="forget",
-    show_default=True,
-    help="Whose training questions get rows.",
-)
+@split_option
 @click.option("--pool", metavar="DIR|NAME", help="The cache's own reference pool (default: where build.json says).")
-@click.option(
-    "--engine",
-    type=click.Choice(["shared-prefix", "naive"]),
-    default="shared-prefix",
-    show_default=True,
-    help="How rows are computed.",
-)
-@click.option("--token-budget", default=4096, show_default=True, help="shared-prefix: suffix tokens a batch.")
-@click.option(
-    "--key-entropy",
-    default=1.0,
-    show_default=True,
-    help="Nats above which a token counts as a key token in the summary.",
-)
-@click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, and say how many.")
-@click.option("--limit", type=int, help="Only so many examples (smoke runs).")
+@computing_options
 @click.option("--dry-run", is_flag=True, help="Say how many rows are missing; load no weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @config_option
@@ -58,7 +38,6 @@ if TYPE_CHECKING:
 def extend(ctx: click.Context, /, cache: str, **options: Any) -> None:
     """Make a cache with the rows of another and those it lacks of what is asked; only these are computed."""
     from .cache import TeacherCache
-    from .cache_commands import find_path
 
     started = time.time()
     parent = TeacherCache.open(find_path(cache))

@@ -5,13 +5,12 @@ The numbers need nothing but the cache, and no torch. The rows are shown as text
 """
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data.options import encoder_options, named_options, source_options
-from .commands import PRIVACY
+from .local import PRIVACY, find_path, num_bytes
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
@@ -35,7 +34,6 @@ _OF_THE_CACHE = {"cache", "example", "key_entropy", "as_json"}
 def inspect(ctx: click.Context, /, cache: str, **options: Any) -> None:
     """Show what a cache holds: fingerprint, how it was made, sizes, key tokens and R(y); or one answer's rows."""
     from .cache import TeacherCache
-    from .cache_commands import find_path
 
     named = named_options(ctx)
     if options["example"] is None and (idle := sorted(named - _OF_THE_CACHE)):
@@ -48,11 +46,6 @@ def inspect(ctx: click.Context, /, cache: str, **options: Any) -> None:
     else:
         _show_example(opened, options)
     click.echo(PRIVACY, err=True)
-
-
-def num_bytes(root: Path) -> int:
-    """Return the size of all files below a folder."""
-    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
 
 
 def _warn_of_mixed_devices(cache: "TeacherCache") -> None:

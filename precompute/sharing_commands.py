@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands import PRIVACY
+from .local import PRIVACY, find_path
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
@@ -35,8 +35,6 @@ def default_remote() -> str | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def push(cache: str, to: str | None, as_json: bool) -> None:
     """Publish a cache, after verifying it in full; run it again where it was interrupted."""
-    from .cache_commands import find_path
-
     told: list[str] = []
     pushed = publish(_address(to, "--to"), find_path(cache), told.append)
     _tell({"schema": "viker/cache-push/1", **_as_json(pushed)}, "\n".join(told), as_json)

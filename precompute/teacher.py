@@ -27,9 +27,10 @@ from .cache import CacheError, TeacherCache, cache_home
 from .engines.naive import naive_rows
 from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
 from .run import Request, RowsOf, compute_blocks, first_pending, make_request, start_builder
+from .sharing.addresses import open_store
 from .sharing.lookup import look_up, require_open, take
 from .sharing.pointer import record_making
-from .sharing.stores import Store, open_store
+from .sharing.stores import Store
 from .writing.derive import NOTHING_KNOWN, KnownRows
 from .writing.schedule import EVERYTHING, Part
 from .writing.store import CacheBuilder

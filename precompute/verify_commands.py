@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..data.options import model_options, named_options, source_options
-from .commands import PRIVACY, SPLITS
+from .local import PRIVACY, find_path
 from .recorded import with_recorded
+from .row_options import SPLITS
 
 if TYPE_CHECKING:
     from .reading.verify import Problem
@@ -48,7 +49,6 @@ _OF_ALL_DEPTHS = {"cache", "depth", "as_json"}
 @click.pass_context
 def verify(ctx: click.Context, /, cache: str, **options: Any) -> None:
     """Say everything that is wrong with a cache; exit 1 if anything is."""
-    from .cache_commands import find_path
     from .reading.verify import verify as find_problems
 
     depth, named = options["depth"], named_options(ctx)

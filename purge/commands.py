@@ -19,7 +19,7 @@ import click
 
 from ..data.artefact import cache_home
 from ..data.example import DataError
-from ..precompute.commands import PRIVACY
+from ..precompute.local import PRIVACY
 
 if TYPE_CHECKING:
     from .find import Finding

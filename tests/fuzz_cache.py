@@ -420,7 +420,9 @@ def main() -> None:
     parser.add_argument("--replay", metavar="SEED:NUMBER")
     asked = parser.parse_args()
     if asked.replay:
-        sys.stdout.write(f"{ask(Folder(), Choices(asked.replay))}\n")
+        folder = Folder()
+        sys.stdout.write(f"{ask(folder, Choices(asked.replay))}\n")
+        folder.remove()
         return
     done, crashes = run(asked.seed, asked.seconds, asked.inputs)
     sys.stdout.write(f"{done} inputs of seed {asked.seed}, {len(crashes)} crashes {' '.join(crashes)}\n")

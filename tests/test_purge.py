@@ -25,7 +25,7 @@ from viker.data.mini import make_world, picture_of
 from viker.data.run_roots import register_run
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.cache_commands import command as cache_group
-from viker.precompute.commands import PRIVACY
+from viker.precompute.local import PRIVACY
 from viker.precompute.reading.verify import verify
 from viker.precompute.sharing.pointer import read_making
 from viker.precompute.sharing.remote import Pointer, open_store, published, push, read_pointer

@@ -20,8 +20,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from cache_samples import make_cache, tree_bytes
 from viker.precompute.cache import TeacherCache
+from viker.precompute.sharing.addresses import open_store
 from viker.precompute.sharing.pointer import Pointer, pointer_bytes
-from viker.precompute.sharing.stores import RemoteError, open_store
+from viker.precompute.sharing.stores import RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from ..cache import TeacherCache, cache_home
 from ..reading.layout import CacheError, CacheMismatch, plain_files
+from .addresses import open_store
 from .pointer import (
     KEY16,
     Pointer,
@@ -34,7 +35,7 @@ from .pointer import (
     read_making,
     read_pointer,
 )
-from .stores import RemoteError, Store, open_store
+from .stores import RemoteError, Store
 from .transfer import CONNECTIONS, fetch, upload, verified
 
 __all__ = [

@@ -83,25 +83,6 @@ class Store(Protocol):
         """Remove files; those that are gone already are no error."""
 
 
-def open_store(url: str) -> Store:
-    """Return the store of a URL; a path or `file://` is a folder.
-
-    Raises:
-        RemoteError: when nothing can be stored there, or a library is missing.
-    """
-    if not url:
-        raise RemoteError("Expected the address of a remote, found none. Name it, or set $VIKER_CACHE_REMOTE.")
-    if "://" not in url or url.startswith("file://"):
-        return FolderStore(Path(url.removeprefix("file://")).expanduser())
-    if url.startswith("hf://"):
-        from .hub_store import HubStore
-
-        return HubStore(url)
-    from .object_store import ObjectStore
-
-    return ObjectStore(url)
-
-
 def without_credentials(url: str) -> str:
     """Return a URL as it may be printed: without a user name and a password."""
     return re.sub(r"//[^/@]*@", "//", url)
