@@ -20,6 +20,7 @@ from .cache import Rows, TeacherCache, token_hash
 from .engines.naive import naive_rows
 from .extend import require_same_lineage, settings_of
 from .reading.distance import row_distances
+from .reading.layout import expect
 from .reading.rows import as_rows
 from .reading.verify import Problem
 from .recorded import asked_of
@@ -74,7 +75,9 @@ def recompute(
     chosen = sorted(random.Random(seed).sample(sorted(known), min(num_samples, len(known))))
     works = [known[key] for key in chosen]
     problems = [problem for work in works for problem in _misplaced(cache, work, asked)]
-    tolerance = TOLERANCE[cache.fingerprint["teacher_dtype"]]
+    dtype = cache.fingerprint["teacher_dtype"]
+    expect(dtype in TOLERANCE, cache.root / "fingerprint.json", f"teacher_dtype among {sorted(TOLERANCE)}", dtype)
+    tolerance = TOLERANCE[dtype]
     if problems:
         return _result(cache, works, known, np.empty(0), tolerance, problems)
     distances_N = row_distances(_recorded_rows(cache, works), _teachers_rows(cache, options, works, asked))
