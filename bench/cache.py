@@ -8,7 +8,7 @@ Loading ends with the same `Rows`, log-probabilities widened to float32; only th
 # N answer tokens, K kept
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,18 +44,25 @@ class Prepared(NamedTuple):
     samples: list[Sample]
 
 
-def _prepare_cache(arrays: Arrays, vocab_size: int, rows_per_example: int) -> Prepared:
-    num_rows = len(arrays["token/entropy"])
-    keys = [index.to_bytes(16, "big") for index in range(num_rows // rows_per_example)]
-    fingerprint = make_fingerprint(
+def bare_fingerprint(row_keys: Collection[bytes], *, top_k: int, vocab_size: int, logprob_dtype: str) -> dict[str, Any]:
+    """Return the fingerprint of rows that are nobody's: no weights, no references."""
+    return make_fingerprint(
         {"weights": "", "tokenizer": "", "processor": "", "rendering": {}},
         {
             "intervention": {"kind": "self", "answers": "own"},
             "draw": {"policy": "none", "seed": 0, "num_references": 0},
             "pool": None,
         },
-        top_k=arrays["token/kept_id"].shape[1], vocab_size=vocab_size, teacher_dtype="float32",
-        logprob_dtype=str(arrays["token/kept_logprob"].dtype), row_keys=keys,
+        top_k=top_k, vocab_size=vocab_size, teacher_dtype="float32", logprob_dtype=logprob_dtype, row_keys=row_keys,
+    )  # fmt: skip
+
+
+def _prepare_cache(arrays: Arrays, vocab_size: int, rows_per_example: int) -> Prepared:
+    num_rows = len(arrays["token/entropy"])
+    keys = [index.to_bytes(16, "big") for index in range(num_rows // rows_per_example)]
+    fingerprint = bare_fingerprint(
+        keys, top_k=arrays["token/kept_id"].shape[1], vocab_size=vocab_size,
+        logprob_dtype=str(arrays["token/kept_logprob"].dtype),
     )  # fmt: skip
     return Prepared(arrays, fingerprint, [Sample(key, bytes(16), 0, rows_per_example) for key in keys])
 

@@ -70,7 +70,7 @@ def cache(
         "rounds": rounds, "decoded_bytes": decoded,
         "ceiling": {"name": "write and fsync of the decoded bytes", "rate": disk, "unit": "MB/s"},
         "bytes_per_row": {name: round(size / rows, 1) for name, size in sizes.items()},
-        "variants": [_variant(name, measured, table, decoded) for name, measured in table.items()],
+        "variants": [_cache_variant(name, table, decoded) for name in table],
     }  # fmt: skip
     click.echo(json.dumps(told, indent=2) if as_json else _as_text(told))
 
@@ -115,24 +115,14 @@ def precompute(
                 home = Path(scratch) / f"{name}-{turn}"
                 _note(table, name, lambda: bench.make_cache(home, work, rows_of(model, work), sizes.vocab_size))  # noqa: B023 - run at once
     num_pairs = examples * num_references
-    first = statistics.median(one.seconds for one in table["naive"])
     told = {
         "schema": "viker/bench/1", "what": "precompute", "device": _device(), "shape": shape, "pairs": num_pairs,
         "pool_size": pool_size or num_references, "dtype": dtype, "rounds": rounds, "ceiling": None,
         "largest_variation": bench.largest_variation(model, work, token_budget),
-        "variants": [_pairs_variant(name, measured, num_pairs, first) for name, measured in table.items()]
+        "variants": [_variant(name, table[name], table["naive"], num_pairs, "pairs/s") for name in table]
         + [{"name": "vllm", "rate": None, "unit": "pairs/s", "ratio": None, "peak_memory": None}],
     }  # fmt: skip
     click.echo(json.dumps(told, indent=2) if as_json else _pairs_text(told))
-
-
-def _pairs_variant(name: str, measured: list[Measured], num_pairs: int, first: float) -> dict[str, Any]:
-    seconds = statistics.median(one.seconds for one in measured)
-    peaks = [one.peak_memory for one in measured if one.peak_memory is not None]
-    return {
-        "name": name, "rate": num_pairs / seconds, "unit": "pairs/s", "ratio": first / seconds, "seconds": seconds,
-        "peak_memory": max(peaks) if peaks else None,
-    }  # fmt: skip
 
 
 def _pairs_text(told: Mapping[str, Any]) -> str:
@@ -176,16 +166,21 @@ def _note(table: dict[str, list[Measured]], name: str, act: Callable[[], Any]) -
     table.setdefault(name, []).append(Measured(time.perf_counter() - started, _peak()))
 
 
-def _variant(name: str, measured: list[Measured], table: Mapping[str, list[Measured]], decoded: int) -> dict[str, Any]:
+def _cache_variant(name: str, table: Mapping[str, list[Measured]], decoded: int) -> dict[str, Any]:
     """Return one line: decoded MB/s of writing and loading, times a second of the rest, and the ratio to the first."""
     verb = name.partition("-")[0]
     first = next(other for other in table if other.startswith(verb))
+    amount, unit = (decoded / 1e6, "MB/s") if verb in ("write", "load") else (1, "1/s")
+    return _variant(name, table[name], table[first], amount, unit)
+
+
+def _variant(name: str, measured: list[Measured], first: list[Measured], amount: float, unit: str) -> dict[str, Any]:
+    """Return one line of a table: how much a second, by the median round, and the ratio to the first variant."""
     seconds = statistics.median(one.seconds for one in measured)
-    bulk = verb in ("write", "load")
     peaks = [one.peak_memory for one in measured if one.peak_memory is not None]
     return {
-        "name": name, "rate": (decoded / 1e6 if bulk else 1) / seconds, "unit": "MB/s" if bulk else "1/s",
-        "ratio": statistics.median(one.seconds for one in table[first]) / seconds, "seconds": seconds,
+        "name": name, "rate": amount / seconds, "unit": unit,
+        "ratio": statistics.median(one.seconds for one in first) / seconds, "seconds": seconds,
         "peak_memory": max(peaks) if peaks else None,
     }  # fmt: skip
 

@@ -18,12 +18,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from ..models.encode import Encoded, Picture, answer_rows, collate
 from ..models.forward import answer_logits, to_device
-from ..precompute.cache import make_fingerprint
 from ..precompute.engines.naive import naive_rows
 from ..precompute.engines.rows import Pending, Probabilities, average
 from ..precompute.engines.shared_prefix import SharedPrefixEngine
-from ..precompute.topk import rows_from_probabilities
+from ..precompute.run import stored_rows
+from ..precompute.writing.derive import join_rows
 from ..precompute.writing.store import CacheBuilder, Sample
+from .cache import bare_fingerprint
 
 PAD, IMAGE, FIRST = 0, 4, 5  # ids: padding, the image token, the first of ordinary words
 BEFORE_IMAGE = (1, 2, 3, 2, 1)
@@ -117,38 +118,18 @@ def batched_naive(model: Any, work: Sequence[Pending]) -> Iterator[Probabilities
 
 def shared_prefix(model: Any, work: Sequence[Pending], token_budget: int) -> Iterator[Probabilities]:
     """Yield rows by the default engine, its prefixes computed anew."""
-    encoder: Any = _OnlyPadding()
-    return SharedPrefixEngine(model, encoder, token_budget=token_budget).rows(work)
-
-
-class _OnlyPadding:
-    """What the engine asks of an encoder."""
-
-    pad_id = PAD
+    return SharedPrefixEngine(model, token_budget=token_budget).rows(work)
 
 
 def make_cache(home: Path, work: Sequence[Pending], rows: Iterator[Probabilities], vocab_size: int) -> Path:
     """Cut rows as they come and seal them into a cache, as `viker precompute` does."""
     keys = [index.to_bytes(16, "big") for index in range(len(work))]
-    fingerprint = make_fingerprint(
-        {"weights": "", "tokenizer": "", "processor": "", "rendering": {}},
-        {
-            "intervention": {"kind": "reference", "answers": "own"},
-            "draw": {"policy": "none", "seed": 0, "num_references": 0},
-            "pool": None,
-        },
-        top_k=TOP_K, vocab_size=vocab_size, teacher_dtype="float32", logprob_dtype="float16", row_keys=keys,
-    )  # fmt: skip
+    fingerprint = bare_fingerprint(keys, top_k=TOP_K, vocab_size=vocab_size, logprob_dtype="float16")
     samples = [Sample(key, bytes(16), 0, item.num_rows) for key, item in zip(keys, work, strict=True)]
     builder = CacheBuilder(home, fingerprint, {}, samples)
     for block, (start, stop) in enumerate(builder.blocks):
         builder.claim(block)
-        parts = []
-        for item in work[start:stop]:
-            found = next(rows)
-            answer_ids_M = torch.tensor(item.answer_ids, device=found.mean_MV.device)
-            parts.append(rows_from_probabilities(found.mean_MV, found.mean_entropy_M, answer_ids_M, TOP_K))
-        builder.write_block(block, {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]})
+        builder.write_block(block, join_rows([stored_rows(next(rows), item, fingerprint) for item in work[start:stop]]))
     return builder.assemble()
 
 

@@ -116,7 +116,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def begin(directory: Path, config: Mapping[str, Any], *, config_name: str = CONFIG) -> None:
     """Start an artefact afresh: whatever an interrupted or replaced stage left there is removed."""
-    if directory.exists() and any(directory.iterdir()) and not _is_ours(directory):
+    if directory.exists() and any(directory.iterdir()) and not is_ours(directory):
         raise DataError(
             f"{directory}: expected an empty or new directory, found files that no viker stage wrote. Name another."
         )
@@ -126,12 +126,15 @@ def begin(directory: Path, config: Mapping[str, Any], *, config_name: str = CONF
     write_json(directory / config_name, dict(config))
 
 
-def _is_ours(directory: Path) -> bool:
-    """Whether a stage made this directory: any model folder has a config.json, so its schema must be ours."""
-    if (directory / CHECKPOINT_CONFIG).is_file():
-        return True
+def is_ours(directory: Path) -> bool:
+    """Tell whether a stage made a directory, finished or not."""
+    return (directory / CHECKPOINT_CONFIG).is_file() or is_stage_config(directory / CONFIG)
+
+
+def is_stage_config(path: Path) -> bool:
+    """Tell whether a stage of ours wrote a config.json; any model folder has one too, so its schema must be ours."""
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and str(config.get("schema", "")).startswith("viker/")

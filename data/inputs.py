@@ -1,9 +1,8 @@
 """What identifies a stage's inputs without reading them, so that deciding to skip costs nothing."""
 
-import json
 from pathlib import Path
 
-from .artefact import CHECKPOINT_CONFIG, CONFIG, is_complete, read_json
+from .artefact import is_complete, is_ours, read_json
 from .example import DataError
 
 
@@ -19,20 +18,11 @@ def input_stamps(*specs: str) -> dict[str, str]:
 def _stamp(path: Path) -> str:
     if is_complete(path):
         return str(read_json(path / "provenance.json")["finished"])
-    if (path / CHECKPOINT_CONFIG).is_file() or _is_begun(path / CONFIG):
+    if is_ours(path):
         raise DataError(
             f"{path}: expected what a finished stage wrote, found one that was interrupted. Run that stage again."
         )
     return "given"
-
-
-def _is_begun(config: Path) -> bool:
-    """Whether a stage of ours wrote this config.json; a model's own, or anybody else's, is none of our business."""
-    try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and str(found.get("schema", "")).startswith("viker/")
 
 
 def stored_rows(run: Path | None, name: str) -> Path | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .artefact import CHECKPOINT_CONFIG, CONFIG, cache_home, read_json
+from .artefact import CHECKPOINT_CONFIG, CONFIG, cache_home, is_stage_config, read_json
 from .example import DataError
 
 SCHEMA = "viker/run-root/1"
@@ -111,22 +111,13 @@ def _records(directory: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        is_stage = "provenance.json" in names or any(_is_ours(Path(place, name)) for name in names if name == CONFIG)
+        is_stage = "provenance.json" in names or (CONFIG in names and is_stage_config(Path(place, CONFIG)))
         yield from (Path(place, name) for name in names
                     if name in ("provenance.json", CHECKPOINT_CONFIG) or (name == CONFIG and is_stage))  # fmt: skip
 
 
 def _fail(error: OSError) -> None:
     raise error
-
-
-def _is_ours(config: Path) -> bool:
-    """Whether a stage of ours wrote a config.json; models have one too."""
-    try:
-        value = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and str(value.get("schema", "")).startswith("viker/")
 
 
 def _keys_in(value: Any) -> Iterator[str]:

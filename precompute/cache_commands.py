@@ -13,7 +13,7 @@ import click
 
 from .extend_commands import extend
 from .inspect_commands import inspect
-from .local import PRIVACY, num_bytes
+from .local import PRIVACY
 from .sharing_commands import gc, list_remote, pull, push
 from .verify_commands import verify
 
@@ -66,6 +66,8 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _described(cache: "TeacherCache") -> dict[str, Any]:
+    from .reading.summary import num_bytes
+
     return {
         "path": str(cache.root), "key": cache.key, "root": cache.root_digest, "problem": None,
         "teacher": cache.fingerprint["intervention"]["kind"], "samples": cache.num_samples, "rows": cache.num_rows,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..data.options import encoder_options, named_options, source_options
-from .local import PRIVACY, find_path, num_bytes
+from .local import PRIVACY, find_path
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
@@ -61,7 +61,7 @@ def _warn_of_mixed_devices(cache: "TeacherCache") -> None:
 
 
 def _show_cache(cache: "TeacherCache", options: dict[str, Any]) -> None:
-    from .reading.summary import summarize
+    from .reading.summary import num_bytes, summarize
     from .writing.derive import devices_of
 
     told: dict[str, Any] = {

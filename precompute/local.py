@@ -33,8 +33,3 @@ def find_path(name: str) -> Path:
             f"{cache_home()}, found {found}. `viker cache list` names them."
         )
     return matches[0]
-
-
-def num_bytes(root: Path) -> int:
-    """Return the size of all files below a folder."""
-    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())

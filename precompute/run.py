@@ -133,7 +133,10 @@ def compute_blocks(
         arrays = _block_arrays(builder, block, works, intervention, encoder, rows_of, known)
         builder.write_block(block, arrays, known.device(_row_keys(builder, block), device))
 
-    return stage_blocks(builder, compute, lambda block: _num_pairs(builder, [block], known), part=part)
+    def num_pairs(block: int) -> int:
+        return count_pairs(builder.samples[slice(*builder.blocks[block])], known)
+
+    return stage_blocks(builder, compute, num_pairs, part=part)
 
 
 def _row_keys(builder: CacheBuilder, block: int) -> list[bytes]:
@@ -141,8 +144,8 @@ def _row_keys(builder: CacheBuilder, block: int) -> list[bytes]:
     return list(dict.fromkeys(sample.row_key for sample in builder.samples[slice(*builder.blocks[block])]))
 
 
-def _num_pairs(builder: CacheBuilder, blocks: Any, known: KnownRows) -> int:
-    samples = [sample for block in blocks for sample in builder.samples[slice(*builder.blocks[block])]]
+def count_pairs(samples: Sequence[Sample], known: KnownRows) -> int:
+    """Return how many pairs of an example and an image the teacher runs for samples: each unknown row key once."""
     images = {sample.row_key: max(1, len(sample.references)) for sample in samples if sample.row_key not in known}
     return sum(images.values())
 

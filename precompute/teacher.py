@@ -26,7 +26,7 @@ from ..models.pictures import look_alike, thumbnail
 from .cache import CacheError, TeacherCache, cache_home
 from .engines.naive import naive_rows
 from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
-from .run import Request, RowsOf, compute_blocks, first_pending, make_request, start_builder
+from .run import Request, RowsOf, compute_blocks, count_pairs, first_pending, make_request, start_builder
 from .sharing.addresses import open_store
 from .sharing.lookup import look_up, require_open, take
 from .sharing.pointer import record_making
@@ -181,14 +181,9 @@ def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any
     builder, num_pairs = staged.builder, staged.num_pairs
     cache = TeacherCache.open(builder.assemble())
     if num_pairs:
-        record_making(cache, round(staged.seconds * _share(builder, known, num_pairs), 1))
+        whole = count_pairs(builder.samples, known) / num_pairs  # other processes may have run some
+        record_making(cache, round(staged.seconds * whole, 1))
     return cache, {**staged.facts, "how": f"{num_pairs} pairs computed", "pairs": num_pairs}
-
-
-def _share(builder: CacheBuilder, known: KnownRows, num_pairs: int) -> float:
-    """Return how much more the whole cache takes than the pairs that this process ran."""
-    images = {sample.row_key: max(1, len(sample.references)) for sample in builder.samples}
-    return sum(number for key, number in images.items() if key not in known) / num_pairs
 
 
 def _engine(
@@ -202,7 +197,7 @@ def _engine(
 
     if options["engine"] == "naive":
         return "naive", oracle
-    shared = SharedPrefixEngine(model, encoder, token_budget=options["token_budget"])
+    shared = SharedPrefixEngine(model, token_budget=options["token_budget"])
     try:
         variation = disagreement_with_naive(
             shared, model, first_pending(request, intervention, encoder), encoder.pad_id

@@ -58,3 +58,17 @@ def test_rows_of_a_cache_are_repeated_to_the_size_asked_for(tmp_path):
     told = json.loads(CliRunner().invoke(command, asked, catch_exceptions=False).stdout)
     assert told["rows"] == 80
     assert told["origin"] == f"9 rows of cache {root.name}, repeated"
+
+
+def test_precompute_variants_make_the_same_rows(quiet_torch):
+    asked = ["precompute", "--examples", "4", "--num-references", "2", "--pool-size", "3", "--rounds", "1", "--json"]
+    told = json.loads(CliRunner().invoke(command, asked, catch_exceptions=False).stdout)
+    assert told["pairs"] == 8
+    assert told["largest_variation"] < 1e-5
+    names = [variant["name"] for variant in told["variants"]]
+    assert names == ["naive", "batched-naive", "shared-prefix", "vllm"]
+    *measured, absent = told["variants"]
+    for variant in measured:
+        assert variant.keys() == VARIANT
+        assert variant["ratio"] == pytest.approx(variant["rate"] / measured[0]["rate"])
+    assert absent["rate"] is absent["ratio"] is None

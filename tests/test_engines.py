@@ -35,7 +35,7 @@ def pending_of(tiny: Loaded, examples: Sequence[Example], intervention: Interven
 
 
 def shared_rows(tiny: Loaded, work: Sequence[Pending], **options: Any) -> list:
-    return list(SharedPrefixEngine(tiny.model, tiny.encoder, **{"token_budget": 256, **options}).rows(work))
+    return list(SharedPrefixEngine(tiny.model, **{"token_budget": 256, **options}).rows(work))
 
 
 def assert_same_rows(found: list, expected: list) -> None:
@@ -119,7 +119,7 @@ def test_the_same_block_has_the_same_bytes(tiny, ragged, references):
 
 def test_prefixes_that_outlive_a_block_change_nothing(tiny, ragged, references):
     work = pending_of(tiny, ragged, references)
-    engine = SharedPrefixEngine(tiny.model, tiny.encoder, token_budget=256)
+    engine = SharedPrefixEngine(tiny.model, token_budget=256)
     first, second = list(engine.rows(work)), list(engine.rows(work))
     assert all(torch.equal(one.mean_MV, two.mean_MV) for one, two in zip(first, second, strict=True))
 
@@ -169,7 +169,7 @@ def test_average_of_one_image_is_itself():
 
 
 def test_the_self_check_finds_no_disagreement_here(tiny, ragged, references):
-    engine = SharedPrefixEngine(tiny.model, tiny.encoder, token_budget=256)
+    engine = SharedPrefixEngine(tiny.model, token_budget=256)
     work = pending_of(tiny, ragged[:3], references)
     assert disagreement_with_naive(engine, tiny.model, work[2], tiny.encoder.pad_id) < 1e-5
 
@@ -182,7 +182,7 @@ def test_the_self_check_finds_a_model_whose_prefix_is_not_what_it_saw(tiny, ragg
 
     compute_prefix = shared_prefix.compute_prefix
     monkeypatch.setattr(shared_prefix, "compute_prefix", perturbed)
-    engine = SharedPrefixEngine(tiny.model, tiny.encoder, token_budget=256)
+    engine = SharedPrefixEngine(tiny.model, token_budget=256)
     work = pending_of(tiny, ragged[:3], references)
     assert disagreement_with_naive(engine, tiny.model, work[2], tiny.encoder.pad_id) > 0.02
 

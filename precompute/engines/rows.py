@@ -40,7 +40,8 @@ class Probabilities:
 
 def entropy(logprobs: Tensor) -> Tensor:
     """Return the entropy in nats over the last axis."""
-    return -torch.xlogy(logprobs.exp(), logprobs.exp()).sum(-1)
+    probabilities = logprobs.exp()
+    return -torch.xlogy(probabilities, probabilities).sum(-1)
 
 
 def average(logprobs_kMV: Tensor) -> Probabilities:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.encode import Encoder
 from ...models.prefix import Prefix, compute_prefix, prefix_bytes, split_at_image
 from .answer_states import Suffix, answer_states
 from .naive import naive_rows
@@ -32,10 +31,9 @@ _PrefixKey = tuple[tuple[int, ...], tuple[str, ...]]
 class SharedPrefixEngine:
     """Computes rows behind shared image prefixes for one model."""
 
-    def __init__(self, model: Any, encoder: Encoder, *, token_budget: int, prefix_bytes: int = PREFIX_BYTES) -> None:
+    def __init__(self, model: Any, *, token_budget: int, prefix_bytes: int = PREFIX_BYTES) -> None:
         self._model = model
         self._head = model.get_output_embeddings()
-        self._encoder = encoder
         self._token_budget = token_budget
         self._prefix_bytes = prefix_bytes
         self._prefixes: OrderedDict[_PrefixKey, Prefix] = OrderedDict()
