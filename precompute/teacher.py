@@ -21,12 +21,11 @@ from ..data.sources import Source, open_source
 from ..models.encode import Encoder
 from ..models.identity import teacher_identity
 from ..models.interventions import Intervention, require_images
-from ..models.load import Checkpoint, load_encoder, load_model, pick_device, resolve
+from ..models.load import Checkpoint, load_encoder, pick_device, resolve
 from ..models.pictures import look_alike, thumbnail
 from .cache import CacheError, TeacherCache, cache_home
-from .engines.naive import naive_rows
-from .engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
-from .run import Request, RowsOf, compute_blocks, count_pairs, first_pending, make_request, start_builder
+from .open_teacher import open_teacher
+from .run import Request, compute_blocks, count_pairs, first_pending, make_request, start_builder
 from .sharing.addresses import open_store
 from .sharing.lookup import look_up, require_open, take
 from .sharing.pointer import record_making
@@ -37,7 +36,6 @@ from .writing.store import CacheBuilder
 
 # Options by which the source, the model and the pool are found again; never whom somebody wants forgotten.
 _RECORDED = ("data", "data_revision", "ratio", "split", "revision", "processor", "pool", "token_budget")
-SELF_CHECK_VARIATION = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 
 
 class Asked(NamedTuple):
@@ -157,24 +155,22 @@ def _stage(
     part: Part, announce: Callable[[str], None],
 ) -> Staged:  # fmt: skip
     facts, started = facts_of(asked, options), time.monotonic()
-    model = load_model(
-        asked.checkpoint, dtype=options["dtype"], device=facts["device"], attention=options["attention"],
-        trust_remote_code=options["trust_remote_code"],
-    )  # fmt: skip
-    device = torch.cuda.get_device_name() if facts["device"].startswith("cuda") else "cpu"
-    engine, rows_of = _engine(options, model, asked.encoder, asked.request, asked.intervention, announce)
+    first = first_pending(asked.request, asked.intervention, asked.encoder)
+    teacher = open_teacher(options, asked.checkpoint, asked.encoder, first, facts["device"], announce)
     build = {
         "schema": "viker/build/1",
         "model": asked.checkpoint.spec,
         "model_commit": asked.checkpoint.commit,
         **{name: options[name] for name in _RECORDED},
         "libraries": library_versions(),
-        "engine": engine,
+        "engine": teacher.engine,
         "num_threads": torch.get_num_threads(),
     }
     builder = start(build)
-    num_pairs = compute_blocks(builder, asked.request, asked.intervention, asked.encoder, rows_of, device, known, part)
-    return Staged(builder, num_pairs, time.monotonic() - started, {**facts, "engine": engine})
+    num_pairs = compute_blocks(
+        builder, asked.request, asked.intervention, asked.encoder, teacher.rows_of, teacher.device, known, part
+    )
+    return Staged(builder, num_pairs, time.monotonic() - started, {**facts, "engine": teacher.engine})
 
 
 def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any]]:
@@ -184,37 +180,6 @@ def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any
         whole = count_pairs(builder.samples, known) / num_pairs  # other processes may have run some
         record_making(cache, round(staged.seconds * whole, 1))
     return cache, {**staged.facts, "how": f"{num_pairs} pairs computed", "pairs": num_pairs}
-
-
-def _engine(
-    options: Mapping[str, Any], model: Any, encoder: Encoder, request: Request, intervention: Intervention,
-    announce: Callable[[str], None],
-) -> tuple[str, RowsOf]:  # fmt: skip
-    """Return the engine asked for, or the oracle where the shared prefix does not hold for this model."""
-
-    def oracle(pending: Any) -> Any:
-        return naive_rows(model, pending, encoder.pad_id)
-
-    if options["engine"] == "naive":
-        return "naive", oracle
-    shared = SharedPrefixEngine(model, token_budget=options["token_budget"])
-    try:
-        variation = disagreement_with_naive(
-            shared, model, first_pending(request, intervention, encoder), encoder.pad_id
-        )
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        announce(
-            f"precompute: WARNING: the shared-prefix engine cannot run this model ({error}); "
-            "using naive, which is slower."
-        )
-        return "naive", oracle
-    if variation > SELF_CHECK_VARIATION[options["dtype"]]:
-        announce(
-            f"precompute: WARNING: shared-prefix rows differ from naive ones by total variation {variation:.2g}; "
-            "this model breaks the engine's assumption. Using naive, which is slower."
-        )
-        return "naive", oracle
-    return "shared-prefix", shared.rows
 
 
 def _examples(source: Any, options: Mapping[str, Any], announce: Callable[[str], None]) -> list[Example]:

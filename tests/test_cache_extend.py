@@ -61,12 +61,12 @@ class Forwards:
     """Count the examples an engine is asked for, and the models that are loaded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from viker.precompute import teacher
+        from viker.precompute import open_teacher
 
         self.examples = self.models = 0
-        self._engine, self._load = teacher._engine, teacher.load_model
-        monkeypatch.setattr(teacher, "_engine", self._counted_engine)
-        monkeypatch.setattr(teacher, "load_model", self._counted_load)
+        self._engine, self._load = open_teacher._engine, open_teacher.load_model
+        monkeypatch.setattr(open_teacher, "_engine", self._counted_engine)
+        monkeypatch.setattr(open_teacher, "load_model", self._counted_load)
 
     def _counted_engine(self, *arguments: Any) -> Any:
         name, rows_of = self._engine(*arguments)
