@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
     "cache": (".precompute.cache_commands", "List, check, extend, share or remove teacher caches."),
     "sweep": (".sweep", "Repeat a comparison over worlds and keep every number."),
+    "plan": (".plan.commands", "Say what a stage is going to cost, before it is run."),
     "bench": (".bench.commands", "Measure speed and size on this machine."),
     "purge": (".purge.commands", "Take a person out of caches, replies and reports, and keep a record."),
     "doctor": (".doctor", "Say what this machine can run, and what is missing."),
@@ -95,7 +96,11 @@ def viker(ctx: click.Context, preset: str | None) -> None:
     if preset is not None and stage is not None:
         command = viker.get_command(ctx, stage)
         assert command is not None, "click found it before"
-        ctx.default_map = {stage: as_defaults(command, read_preset(preset).get(stage, {}), f"preset {preset}, {stage}")}
+        tables = read_preset(preset)
+        settings = tables.get(stage, {})
+        if stage == "plan" and isinstance(command, click.Group):  # which takes the tables of the stages it plans
+            settings = {name: table for name, table in tables.items() if name in command.commands}
+        ctx.default_map = {stage: as_defaults(command, settings, f"preset {preset}, {stage}")}
 
 
 def _measure(*arguments: Any) -> Any:

@@ -11,19 +11,20 @@ median of the rounds counts. Stored figures and their reading: `benchmarks/`.
 
 import json
 import os
-import platform
 import shutil
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
+
+from .precompute_commands import precompute
+from .rounds import Measured, device_name, note, variant
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -31,16 +32,12 @@ ROWS_PER_EXAMPLE = 40
 DISTINCT_ROWS = 32768
 
 
-class Measured(NamedTuple):
-    """Seconds of one round of one variant, and the peak of resident memory meanwhile (None where it is not known)."""
-
-    seconds: float
-    peak_memory: int | None
-
-
 @click.group()
 def command() -> None:
     """Measure speed and size on this machine."""
+
+
+command.add_command(precompute)
 
 
 @command.command()
@@ -66,75 +63,13 @@ def cache(
             sizes = _one_round(Path(scratch) / str(turn), arrays, vocab_size, table)
         disk = _disk_speed(Path(scratch), decoded)
     told = {
-        "schema": "viker/bench/1", "what": "cache", "device": _device(), "rows": rows, "origin": origin,
+        "schema": "viker/bench/1", "what": "cache", "device": device_name(), "rows": rows, "origin": origin,
         "rounds": rounds, "decoded_bytes": decoded,
         "ceiling": {"name": "write and fsync of the decoded bytes", "rate": disk, "unit": "MB/s"},
         "bytes_per_row": {name: round(size / rows, 1) for name, size in sizes.items()},
         "variants": [_cache_variant(name, table, decoded) for name in table],
     }  # fmt: skip
     click.echo(json.dumps(told, indent=2) if as_json else _as_text(told))
-
-
-@command.command()
-@click.option(
-    "--shape", type=click.Choice(["mini", "long", "llava-7b"]), default="mini", show_default=True,
-    help="Sizes of the model: the embedded benchmark's, a 581-token prefix on a CPU, LLaVA-1.5-7B.",
-)  # fmt: skip
-@click.option("--examples", default=64, show_default=True, help="Examples, each under its references.")
-@click.option("--num-references", default=8, show_default=True, help="References an example.")
-@click.option("--pool-size", type=int, help="Images to draw from, k for each example (default: one set of k for all).")
-@click.option("--token-budget", default=4096, show_default=True, help="shared-prefix: suffix tokens a batch.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
-              help="What the model computes in.")  # fmt: skip
-@click.option("--rounds", default=3, show_default=True, help="Rounds; the median of each variant counts.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def precompute(
-    shape: str, examples: int, num_references: int, pool_size: int | None, token_budget: int, dtype: str, rounds: int,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Compare ways of computing a teacher's rows, from pictures and ids to a sealed cache."""
-    import torch
-
-    from . import precompute as bench
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes = bench.SHAPES[shape]
-    model = bench.build_model(sizes, device=device, dtype=getattr(torch, dtype))
-    work = bench.make_work(
-        sizes, num_examples=examples, num_references=num_references, pool_size=pool_size or num_references
-    )
-    variants: dict[str, bench.Variant] = {
-        "naive": bench.naive,
-        "batched-naive": bench.batched_naive,
-        "shared-prefix": partial(bench.shared_prefix, token_budget=token_budget),
-    }
-    table: dict[str, list[Measured]] = {}
-    with tempfile.TemporaryDirectory(prefix="viker-bench-") as scratch:
-        for turn in range(rounds):
-            for name, rows_of in variants.items():
-                home = Path(scratch) / f"{name}-{turn}"
-                _note(table, name, lambda: bench.make_cache(home, work, rows_of(model, work), sizes.vocab_size))  # noqa: B023 - run at once
-    num_pairs = examples * num_references
-    told = {
-        "schema": "viker/bench/1", "what": "precompute", "device": _device(), "shape": shape, "pairs": num_pairs,
-        "pool_size": pool_size or num_references, "dtype": dtype, "rounds": rounds, "ceiling": None,
-        "largest_variation": bench.largest_variation(model, work, token_budget),
-        "variants": [_variant(name, table[name], table["naive"], num_pairs, "pairs/s") for name in table]
-        + [{"name": "vllm", "rate": None, "unit": "pairs/s", "ratio": None, "peak_memory": None}],
-    }  # fmt: skip
-    click.echo(json.dumps(told, indent=2) if as_json else _pairs_text(told))
-
-
-def _pairs_text(told: Mapping[str, Any]) -> str:
-    head = (
-        f"{told['pairs']} pairs, shape {told['shape']}, pool of {told['pool_size']}, {told['dtype']}, {told['device']}"
-    )
-    lines = [
-        f"  {variant['name']:14} {variant['rate']:10.4g} pairs/s {variant['ratio']:7.3g}x"
-        for variant in told["variants"]
-        if variant["rate"] is not None
-    ]
-    return "\n".join([head, *lines, f"  largest total variation from naive: {told['largest_variation']:.2g}"])
 
 
 def _one_round(folder: Path, arrays: Arrays, vocab_size: int, table: dict[str, list[Measured]]) -> dict[str, int]:
@@ -146,24 +81,16 @@ def _one_round(folder: Path, arrays: Arrays, vocab_size: int, table: dict[str, l
         place = folder / name
         place.mkdir(parents=True)
         prepared = kind.prepare(arrays, vocab_size, ROWS_PER_EXAMPLE)
-        _note(table, f"write-{name}", partial(kind.write, place, prepared))
+        note(table, f"write-{name}", partial(kind.write, place, prepared))
         sizes[name] = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-        _note(table, f"open-{name}", partial(kind.open, place))
-        _note(table, f"load-{name}", partial(kind.load, kind.open(place)))
+        note(table, f"open-{name}", partial(kind.open, place))
+        note(table, f"load-{name}", partial(kind.load, kind.open(place)))
         opened = kind.open(place)
         kind.example(opened, 0, ROWS_PER_EXAMPLE)  # what is decoded on first use is loading, above
         middle = len(arrays["token/entropy"]) // 2 // ROWS_PER_EXAMPLE * ROWS_PER_EXAMPLE
-        _note(table, f"example-{name}", partial(kind.example, opened, middle, ROWS_PER_EXAMPLE))
+        note(table, f"example-{name}", partial(kind.example, opened, middle, ROWS_PER_EXAMPLE))
         shutil.rmtree(place)
     return sizes
-
-
-def _note(table: dict[str, list[Measured]], name: str, act: Callable[[], Any]) -> None:
-    """Run something and add its time and peak memory to a table."""
-    _reset_peak()
-    started = time.perf_counter()
-    act()
-    table.setdefault(name, []).append(Measured(time.perf_counter() - started, _peak()))
 
 
 def _cache_variant(name: str, table: Mapping[str, list[Measured]], decoded: int) -> dict[str, Any]:
@@ -171,18 +98,7 @@ def _cache_variant(name: str, table: Mapping[str, list[Measured]], decoded: int)
     verb = name.partition("-")[0]
     first = next(other for other in table if other.startswith(verb))
     amount, unit = (decoded / 1e6, "MB/s") if verb in ("write", "load") else (1, "1/s")
-    return _variant(name, table[name], table[first], amount, unit)
-
-
-def _variant(name: str, measured: list[Measured], first: list[Measured], amount: float, unit: str) -> dict[str, Any]:
-    """Return one line of a table: how much a second, by the median round, and the ratio to the first variant."""
-    seconds = statistics.median(one.seconds for one in measured)
-    peaks = [one.peak_memory for one in measured if one.peak_memory is not None]
-    return {
-        "name": name, "rate": amount / seconds, "unit": unit,
-        "ratio": statistics.median(one.seconds for one in first) / seconds, "seconds": seconds,
-        "peak_memory": max(peaks) if peaks else None,
-    }  # fmt: skip
+    return variant(name, table[name], table[first], amount, unit)
 
 
 def _rows_of_cache(name: str, rows: int) -> tuple[Arrays, int, str]:
@@ -254,22 +170,3 @@ def _disk_speed(folder: Path, num_bytes: int) -> float:
         file.flush()
         os.fsync(file.fileno())
     return round(max(1, num_bytes >> 20) * 1.048576 / (time.perf_counter() - started), 1)
-
-
-def _device() -> str:
-    return f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
-
-
-def _reset_peak() -> None:
-    """Let Linux count the peak of resident memory anew; elsewhere it is not known."""
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
-
-
-def _peak() -> int | None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
-    return None if line is None else int(line.split()[1]) * 1024

@@ -1,7 +1,8 @@
 """The work and the variants of `viker bench precompute`: the same pairs through every way of computing their rows.
 
 A pair is one example under one reference. Models are built from config with seeded weights (speed does not depend on
-what they know), examples are seeded ids of ragged lengths, pictures are seeded pixels. Every variant ends with the same
+what they know), examples are seeded ids of ragged lengths that have nothing in common, pictures are seeded pixels; the
+embedded benchmark's own are in `mini_world.py`. Every variant ends with the same
 work: averaged in float32, cut to rows, staged in blocks and sealed into a cache. `naive` is what peers' code does; the
 fast variant must give its rows, and the largest total variation is part of the result.
 """
@@ -9,14 +10,17 @@ fast variant must give its rows, and the largest total variation is part of the 
 # k references an example, M answer tokens of an example, B sequences of a batch, V vocabulary
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from ..models.encode import Encoded, Picture, answer_rows, collate
+from ..models.encode import Encoded, answer_rows, collate
+from ..models.expand import Picture
 from ..models.forward import answer_logits, to_device
 from ..precompute.engines.naive import naive_rows
 from ..precompute.engines.rows import Pending, Probabilities, average
@@ -25,6 +29,7 @@ from ..precompute.run import stored_rows
 from ..precompute.writing.derive import join_rows
 from ..precompute.writing.store import CacheBuilder, Sample
 from .cache import bare_fingerprint
+from .operations import Product, counting
 
 PAD, IMAGE, FIRST = 0, 4, 5  # ids: padding, the image token, the first of ordinary words
 BEFORE_IMAGE = (1, 2, 3, 2, 1)
@@ -40,14 +45,12 @@ class Shape(NamedTuple):
     text: tuple[int, int, int, int]  # hidden size, intermediate size, layers, heads
     vocab_size: int
     question: tuple[int, int]
-    templates: int | None  # distinct questions; None: every example has its own
     answer: tuple[int, int]
 
 
 SHAPES = {
-    "mini": Shape(56, (96, 3), (128, 352, 4, 4), 1024, (8, 20), 18, (6, 20)),
-    "long": Shape(336, (64, 2), (512, 1376, 6, 8), 32064, (16, 40), None, (8, 56)),
-    "llava-7b": Shape(336, (1024, 24), (4096, 11008, 32, 32), 32064, (16, 40), None, (8, 56)),
+    "long": Shape(336, (64, 2), (512, 1376, 6, 8), 32064, (16, 40), (8, 56)),
+    "llava-7b": Shape(336, (1024, 24), (4096, 11008, 32, 32), 32064, (16, 40), (8, 56)),
 }
 
 
@@ -80,10 +83,9 @@ def make_work(shape: Shape, *, num_examples: int, num_references: int, pool_size
     tokens = (IMAGE,) * (shape.image_size // 14) ** 2
     size = (1, 3, shape.image_size, shape.image_size)
     pool = [Picture({"pixel_values": torch.randn(size, generator=generator)}, tokens) for _ in range(pool_size)]
-    questions = [_words(rng, shape.question, shape.vocab_size) for _ in range(shape.templates or num_examples)]
     work = []
-    for index in range(num_examples):
-        question, answer = questions[index % len(questions)], _words(rng, shape.answer, shape.vocab_size)
+    for _ in range(num_examples):
+        question, answer = (_words(rng, lengths, shape.vocab_size) for lengths in (shape.question, shape.answer))
         drawn = sorted(rng.sample(range(pool_size), num_references))
         prompt = (*BEFORE_IMAGE, *tokens, *question)
         shown = [Encoded(question, answer, (*prompt, *answer), (pool[image],)) for image in drawn]
@@ -95,20 +97,27 @@ def _words(rng: random.Random, lengths: tuple[int, int], vocab_size: int) -> tup
     return tuple(rng.randrange(FIRST, vocab_size) for _ in range(rng.randint(*lengths)))
 
 
-def naive(model: Any, work: Sequence[Pending]) -> Iterator[Probabilities]:
-    """Yield rows an example at a time, its k images as one batch."""
-    return naive_rows(model, work, PAD)
+RowsOf = Callable[[Sequence[Pending]], Iterator[Probabilities]]
+
+
+def naive(model: Any, pad_id: int) -> RowsOf:
+    """Return the rows of an example at a time, its k images as one batch."""
+    return lambda work: naive_rows(model, work, pad_id)
+
+
+def batched_naive(model: Any, pad_id: int) -> RowsOf:
+    """Return the rows of several examples and all their images as one padded batch, nothing shared."""
+    return lambda work: _batched_naive_rows(model, work, pad_id)
 
 
 @torch.inference_mode()
-def batched_naive(model: Any, work: Sequence[Pending]) -> Iterator[Probabilities]:
-    """Yield rows of several examples and all their images as one padded batch, nothing shared."""
+def _batched_naive_rows(model: Any, work: Sequence[Pending], pad_id: int) -> Iterator[Probabilities]:
     weights = next(model.parameters())
     at_once = max(1, SEQUENCES_AT_ONCE // len(work[0].shown))
     for start in range(0, len(work), at_once):
         items = work[start : start + at_once]
         flat = [encoded for item in items for encoded in item.shown]
-        inputs = to_device(collate(flat, pad_id=PAD, side="right"), weights.device, weights.dtype)
+        inputs = to_device(collate(flat, pad_id=pad_id, side="right"), weights.device, weights.dtype)
         batch_M, position_M, _ = answer_rows(flat)
         logprobs_MV = torch.log_softmax(answer_logits(model, inputs, batch_M, position_M).float(), dim=-1)
         parts = iter(logprobs_MV.split([len(encoded.answer_ids) for encoded in flat]))
@@ -116,27 +125,60 @@ def batched_naive(model: Any, work: Sequence[Pending]) -> Iterator[Probabilities
             yield average(torch.stack([next(parts) for _ in item.shown]))
 
 
-def shared_prefix(model: Any, work: Sequence[Pending], token_budget: int) -> Iterator[Probabilities]:
-    """Yield rows by the default engine, its prefixes computed anew."""
-    return SharedPrefixEngine(model, token_budget=token_budget).rows(work)
+def shared_prefix(model: Any, token_budget: int) -> RowsOf:
+    """Return the rows of the default engine, its prefixes computed anew."""
+    return SharedPrefixEngine(model, token_budget=token_budget).rows
 
 
-def make_cache(home: Path, work: Sequence[Pending], rows: Iterator[Probabilities], vocab_size: int) -> Path:
-    """Cut rows as they come and seal them into a cache, as `viker precompute` does."""
+def make_cache(home: Path, work: Sequence[Pending], rows_of: RowsOf, vocab_size: int) -> Path:
+    """Compute rows block by block and seal them into a cache, as `viker precompute` does."""
     keys = [index.to_bytes(16, "big") for index in range(len(work))]
     fingerprint = bare_fingerprint(keys, top_k=TOP_K, vocab_size=vocab_size, logprob_dtype="float16")
     samples = [Sample(key, bytes(16), 0, item.num_rows) for key, item in zip(keys, work, strict=True)]
     builder = CacheBuilder(home, fingerprint, {}, samples)
     for block, (start, stop) in enumerate(builder.blocks):
         builder.claim(block)
-        builder.write_block(block, join_rows([stored_rows(next(rows), item, fingerprint) for item in work[start:stop]]))
+        part = work[start:stop]
+        builder.write_block(block, join_rows(list(stored_rows(rows_of(part), part, fingerprint))))
     return builder.assemble()
 
 
-def largest_variation(model: Any, work: Sequence[Pending], token_budget: int) -> float:
-    """Return the largest total variation between the default engine's rows and the naive ones."""
-    pairs = zip(shared_prefix(model, work, token_budget), naive(model, work), strict=True)
-    return max(float((ours.mean_MV - theirs.mean_MV).abs().sum(-1).max()) / 2 for ours, theirs in pairs)
+class Compared(NamedTuple):
+    """What an untimed round of each engine showed.
+
+    `variation`: the largest total variation between the default engine's rows and the naive ones. `products`: what each
+    engine's linear layers ran. `padding`: the share of the tokens it ran that were padding.
+    """
+
+    variation: float
+    products: dict[str, Counter[Product]]
+    padding: dict[str, float]
 
 
-Variant = Callable[[Any, Sequence[Pending]], Iterator[Probabilities]]
+def compare(model: Any, work: Sequence[Pending], engines: Mapping[str, Callable[[], RowsOf]]) -> Compared:
+    """Run each engine once."""
+    rows: dict[str, list[Tensor]] = {}
+    products: dict[str, Counter[Product]] = {}
+    for name, engine in engines.items():
+        with counting(model) as products[name]:
+            rows[name] = [found.mean_MV for found in engine()(work)]
+    pairs = zip(rows["shared-prefix"], rows["naive"], strict=True)
+    variation = max(float((one_MV - other_MV).abs().sum(-1).max()) / 2 for one_MV, other_MV in pairs)
+    lengths = [[len(shown.input_ids) for shown in item.shown] for item in work]
+    padding = {
+        "naive": _padding(lengths),
+        "batched-naive": _padding([[length for item in part for length in item] for part in _parts(lengths)]),
+        "shared-prefix": 0.0,  # suffixes lie end to end, and an image's prefix runs alone
+    }
+    return Compared(variation, products, padding)
+
+
+def _parts(lengths: Sequence[list[int]]) -> list[Sequence[list[int]]]:
+    at_once = max(1, SEQUENCES_AT_ONCE // len(lengths[0]))
+    return [lengths[start : start + at_once] for start in range(0, len(lengths), at_once)]
+
+
+def _padding(batches: Sequence[Sequence[int]]) -> float:
+    """Return the share of the tokens of padded batches that are padding."""
+    run = sum(len(batch) * max(batch) for batch in batches)
+    return 1 - sum(map(sum, batches)) / run

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..data.example import DataError
+
 MAX_SHIFT = 0.04  # of the picture's size
 MAX_TURN = math.radians(4)
 MAX_ZOOM = 0.04
@@ -16,7 +18,16 @@ MAX_BRIGHTNESS = 0.15
 
 
 def augment(pixels_BCHW: Tensor, seed: int, step: int) -> Tensor:
-    """Return moved, turned, zoomed and brightened copies of a batch of normalized pictures; edges are repeated."""
+    """Return moved, turned, zoomed and brightened copies of a batch of normalized pictures; edges are repeated.
+
+    Raises:
+        DataError: the model reads pictures in tiles or patches.
+    """
+    if pixels_BCHW.dim() != 4:
+        raise DataError(
+            f"--augment: expected a model that reads whole pictures, found one that reads tensors of "
+            f"{list(pixels_BCHW.shape)}. Leave it out."
+        )
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     draws = torch.rand((6, len(pixels_BCHW)), generator=generator) * 2 - 1
     turn_B, zoom_B = draws[0] * MAX_TURN, 1 + draws[1] * MAX_ZOOM

@@ -1,16 +1,16 @@
 """Turn examples into token ids with the answer's place known: the only place where labels are aligned.
 
 Prompt and prompt + answer are rendered and the whole text is tokenized once; the answer is what follows the longest
-common token prefix, up to the family's first stop id. Two forms of ids leave here: *unexpanded* (one placeholder an
+common token prefix, up to the family's first stop id; where a template writes none behind an answer (LLaVA-NeXT's), it
+ends with its text and the tokenizer's end token. Two forms of ids leave here: *unexpanded* (one placeholder an
 image: identity, cache keys) and *expanded* (what the model reads: the placeholder replaced by the image's tokens).
 The expansion of an image is asked of the processor once per image, then spliced, so it is any family's own.
 One encoder feeds precompute, train, finetune and likelihood evaluation; the row for answer token i is predicted at
 position i - 1. Truncation is an error, never silent.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,37 @@ import torch
 from torch import Tensor
 
 from ..data.example import DataError, EncodedImage, Example, Message
-from .pictures import decode
+from .expand import Picture, Pictures
+from .padding import join_padded, stack_padded
 from .render import Rendering, chat_messages, render_llava
-
-_MAX_PICTURES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One image as the model reads it: the processor's tensors (first axis of length 1) and its expanded token ids."""
-
-    tensors: dict[str, Tensor]
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An example in tokens. `prompt_ids` and `answer_ids` are unexpanded; `input_ids` is expanded prompt + answer."""
+    """An example in tokens. `prompt_ids` and `answer_ids` are unexpanded; `input_ids` is expanded prompt + answer.
+
+    `token_inputs` is what the model reads of each expanded token beside its id (first axis [T]), by argument name.
+    """
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     input_ids: tuple[int, ...]
     pictures: tuple[Picture, ...]
+    token_inputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_prompt(self) -> int:
         """Number of expanded prompt tokens."""
         return len(self.input_ids) - len(self.answer_ids)
+
+    @property
+    def image_end(self) -> int:
+        """Number of expanded tokens up to the end of the last image; 0 where there is none."""
+        if not self.pictures:
+            return 0
+        ids = self.pictures[-1].ids
+        ends = (end for end in range(self.num_prompt, 0, -1) if self.input_ids[end - 1] == ids[-1])
+        return next(end for end in ends if self.input_ids[max(0, end - len(ids)) : end] == ids)
 
 
 class Encoder:
@@ -58,10 +62,10 @@ class Encoder:
         self.rendering = rendering
         self.context_length = context_length
         self.vocab_size = vocab_size
-        self.image_token, self.image_id = _image_token(processor, where)
+        self._pictures = Pictures(processor, where)
+        self.image_token, self.image_id = self._pictures.token, self._pictures.id
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self._stops = _stop_tokens(self.tokenizer)
-        self._pictures: OrderedDict[str, Picture] = OrderedDict()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -70,12 +74,7 @@ class Encoder:
 
     def picture(self, image: EncodedImage) -> Picture:
         """Return an image's tensors and expanded ids, memoised by its digest."""
-        if image.sha256 not in self._pictures:
-            self._pictures[image.sha256] = self._read_picture(image)
-            if len(self._pictures) > _MAX_PICTURES:
-                self._pictures.popitem(last=False)
-        self._pictures.move_to_end(image.sha256)
-        return self._pictures[image.sha256]
+        return self._pictures.read(image)
 
     def encode(self, example: Example, images: Sequence[EncodedImage] | None = None) -> Encoded:
         """Encode prompt and answer, showing `images` in place of the example's own (the intervention on the image).
@@ -95,7 +94,8 @@ class Encoder:
         """Return unexpanded prompt ids and answer ids: what row keys and token hashes are made of."""
         self._check_answer(example)
         prompt = self._tokenize(self._render(example.messages, None))
-        whole = self._tokenize(self._render(example.messages, example.answer))
+        text = self._render(example.messages, example.answer)
+        whole = self._tokenize(text)
         common = _common_prefix(prompt, whole)
         if common < len(prompt) - 1:
             raise DataError(
@@ -103,7 +103,7 @@ class Encoder:
                 f"differ at token {common} of {len(prompt)}. This chat template rewrites earlier turns; give another "
                 "with --chat-template."
             )
-        answer = self._end_answer(whole[common:])
+        answer = self._end_answer(whole[common:], text, example.answer)
         if not answer:
             raise DataError(f"{example.id}: expected an answer of at least one token, found {example.answer!r}.")
         if self.image_id in answer:
@@ -136,14 +136,15 @@ class Encoder:
                 f"{example.id}: expected {len(images)} image token(s) in the rendered prompt, found "
                 f"{prompt_ids.count(self.image_id)}. The question may hold {self.image_token!r} as text: remove it."
             )
-        pictures = tuple(self.picture(image) for image in images)
+        pictures = tuple(map(self._pictures.read, images))
         input_ids = (*_expand(prompt_ids, self.image_id, pictures), *answer_ids)
         if len(input_ids) > self.context_length:
             raise DataError(
                 f"{example.id}: expected at most {self.context_length} tokens (the model's context), found "
                 f"{len(input_ids)}. Shorten the answer or the conversation; nothing is truncated."
             )
-        return Encoded(prompt_ids, answer_ids, input_ids, pictures)
+        token_inputs = self._pictures.token_inputs(prompt_ids, len(answer_ids), pictures)
+        return Encoded(prompt_ids, answer_ids, input_ids, pictures, token_inputs)
 
     def _render(self, messages: Sequence[Message], answer: str | None) -> str:
         turns = self._with_system_prompt(messages)
@@ -156,7 +157,7 @@ class Encoder:
             chat_template=self.rendering.chat_template,
             add_generation_prompt=answer is None,
         )
-        return str(text)
+        return self._pictures.with_surroundings(str(text))
 
     def _with_system_prompt(self, messages: Sequence[Message]) -> list[Message]:
         if self.rendering.system_prompt is None or messages[0].role == "system":
@@ -164,24 +165,33 @@ class Encoder:
         return [Message("system", self.rendering.system_prompt), *messages]
 
     def _tokenize(self, text: str) -> list[int]:
-        # Chat templates write the begin token themselves; the papers' template leaves it to the tokenizer.
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.rendering.template == "llava")["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self._adds_special(text))["input_ids"]
         return ids
 
-    def _end_answer(self, ids: list[int]) -> list[int]:
-        stop_ids = self.stop_ids
-        stops = [index for index, token in enumerate(ids) if token in stop_ids]
-        if not stops:
-            return ids
-        return ids[: stops[0] + 1] if self.rendering.score_end_token else ids[: stops[0]]
+    def _adds_special(self, text: str) -> bool:
+        # Some chat templates write the begin token themselves; others leave it to the tokenizer, as the papers' does.
+        begin = self.tokenizer.bos_token
+        return not (begin and text.startswith(begin))
 
-    def _read_picture(self, image: EncodedImage) -> Picture:
-        inputs = self.processor(
-            text=self.image_token, images=[decode(image)], return_tensors="pt", add_special_tokens=False
-        )
-        ids = tuple(inputs["input_ids"][0].tolist())
-        text_inputs = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-        return Picture({name: value for name, value in inputs.items() if name not in text_inputs}, ids)
+    def _end_answer(self, ids: list[int], text: str, answer: str) -> list[int]:
+        """Return the ids of an answer: `ids`, that end the rendered text, up to the first stop id.
+
+        Where the template writes none, up to the answer's end in the text, and the end token where it is scored.
+        """
+        stop_ids = self.stop_ids
+        stop = next((index for index, token in enumerate(ids) if token in stop_ids), None)
+        if stop is not None:
+            return ids[: stop + 1] if self.rendering.score_end_token else ids[:stop]
+        written = answer if answer in text else answer.strip()  # templates may trim
+        end = text.rfind(written) + len(written) if written in text else len(text)
+        kept = ids if end == len(text) else ids[: len(ids) - self._num_tokens_behind(text, end)]
+        has_end = self.rendering.score_end_token and self.tokenizer.eos_token_id is not None
+        return [*kept, self.tokenizer.eos_token_id] if has_end else kept
+
+    def _num_tokens_behind(self, text: str, end: int) -> int:
+        """Return how many tokens of a text begin at a character or after it."""
+        tokens = self.tokenizer(text, add_special_tokens=self._adds_special(text), return_offsets_mapping=True)
+        return sum(start >= end for start, _ in tokens["offset_mapping"])
 
 
 def find_context_length(config: Any) -> int:
@@ -199,14 +209,37 @@ def collate(rows: Sequence[Encoded], *, pad_id: int, side: str) -> dict[str, Ten
         place = slice(0, len(row.input_ids)) if side == "right" else slice(length - len(row.input_ids), length)
         input_ids_BT[index, place] = torch.tensor(row.input_ids)
         mask_BT[index, place] = 1
-    return {"input_ids": input_ids_BT, "attention_mask": mask_BT, **stack_pictures(rows)}
+    names = dict.fromkeys(name for row in rows for name in row.token_inputs)
+    others = {name: stack_padded(_of_tokens(rows, name), side=side) for name in names}
+    return {"input_ids": input_ids_BT, "attention_mask": mask_BT, **others, **stack_pictures(rows)}
+
+
+def _of_tokens(rows: Sequence[Encoded], name: str) -> list[Tensor]:
+    """Return a token input of every row; zeros of the others' sizes for a row without it (one without pictures)."""
+    like = next(row.token_inputs[name] for row in rows if name in row.token_inputs)
+    zero = like.new_zeros(like.shape[1:])
+    return [row.token_inputs.get(name, zero.expand(len(row.input_ids), *zero.shape)) for row in rows]
 
 
 def stack_pictures(rows: Sequence[Encoded]) -> dict[str, Tensor]:
     """Concatenate the rows' picture tensors, in reading order; an empty dict where there is none."""
-    pictures = [picture for row in rows for picture in row.pictures]
-    names = pictures[0].tensors if pictures else {}
-    return {name: torch.cat([picture.tensors[name] for picture in pictures]) for name in names}
+    shown = [row.pictures for row in rows if row.pictures]
+    if not shown:
+        return {}
+    if not shown[0][0].by_row:
+        pictures = [picture.tensors for row in shown for picture in row]
+        return {name: join_padded([tensors[name] for tensors in pictures]) for name in pictures[0]}
+    return {name: join_padded(_by_row(rows, name, shown[0][0].tensors[name])) for name in shown[0][0].tensors}
+
+
+def _by_row(rows: Sequence[Encoded], name: str, like: Tensor) -> list[Tensor]:
+    """Return a picture tensor of every row, its pictures along the second axis; zeros for a row without pictures."""
+    return [
+        join_padded([picture.tensors[name] for picture in row.pictures], axis=1)
+        if row.pictures
+        else torch.zeros_like(like)
+        for row in rows
+    ]
 
 
 def answer_rows(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,14 +275,3 @@ def _expand(ids: Sequence[int], image_id: int, pictures: Sequence[Picture]) -> l
     for token in ids:
         expanded.extend(next(remaining).ids if token == image_id else (token,))
     return expanded
-
-
-def _image_token(processor: Any, where: Path) -> tuple[str, int]:
-    token = getattr(processor, "image_token", None)
-    token = getattr(token, "content", token)
-    if not isinstance(token, str) or token not in processor.tokenizer.get_vocab():
-        raise DataError(
-            f"{where}: expected a processor with an image token (a multimodal model), found none. "
-            "Name a vision-language model, or the one whose processor this checkpoint was trained with."
-        )
-    return token, processor.tokenizer.get_vocab()[token]

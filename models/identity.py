@@ -24,15 +24,22 @@ from ..data.artefact import cache_home, write_json
 from ..data.example import DataError, canonical_json
 from .encode import Encoder
 from .load import Checkpoint
+from .quantize import quantization_of
 
 _MEMO_LIMIT = 512
+_IMAGE_LENGTHS = ("image_seq_len", "image_seq_length")  # tokens a tile, in the families that fix it
 SETTLED_S = 2.0  # the coarsest tick of a file system's clock
 
 
-def teacher_identity(checkpoint: Checkpoint, encoder: Encoder) -> dict[str, Any]:
-    """Return the model's part of a fingerprint: weights, tokenizer, processor, rendering."""
+def teacher_identity(checkpoint: Checkpoint, encoder: Encoder, *, quantization: str | None = None) -> dict[str, Any]:
+    """Return the model's part of a fingerprint: weights, the bits they are loaded in, tokenizer, processor, rendering.
+
+    Raises:
+        DataError: there are no weights, or few bits are asked for of weights that are stored in few.
+    """
     return {
         "weights": weights_digest(checkpoint),
+        "quantization": quantization_of(checkpoint.weights, quantization),
         "tokenizer": tokenizer_digest(encoder.tokenizer),
         "processor": processor_digest(encoder.processor),
         "rendering": encoder.rendering.identity(),
@@ -79,7 +86,8 @@ def processor_digest(processor: Any) -> str:
         name: getattr(processor, name, None)
         for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
     }
-    content = {"class": type(images).__name__, "settings": settings, "layout": layout}
+    lengths = {name: value for name in _IMAGE_LENGTHS if (value := getattr(processor, name, None)) is not None}
+    content = {"class": type(images).__name__, "settings": settings, "layout": {**layout, **lengths}}
     return hashlib.sha256(canonical_json(_strings(content))).hexdigest()
 
 

@@ -4,6 +4,7 @@ Weights are read from safetensors only, code from a repository never runs unless
 resolved to (its commit) is kept for provenance. The Auto classes choose the model class; nothing here knows a family.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from ..data.example import DataError
 from .encode import Encoder, find_context_length
+from .quantize import loading_settings
 from .render import Rendering, choose_rendering
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,15 +91,23 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     attention: str = "sdpa",
+    quantization: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Load a checkpoint's weights (base, then adapter on top), in evaluation mode."""
-    model = _from_pretrained(checkpoint, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+    """Load a checkpoint's weights (base, then adapter on top), in evaluation mode.
+
+    Raises:
+        DataError: they cannot be loaded, or not in so few bits on this device.
+    """
+    few_bits = loading_settings(checkpoint.weights, quantization, dtype=DTYPES[dtype], device=device)
+    model = _from_pretrained(
+        checkpoint, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=trust_remote_code, **few_bits
+    )
     if checkpoint.adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, checkpoint.adapter)
-    return model.to(device).eval()
+    return model.eval() if few_bits else model.to(device).eval()
 
 
 def load(
@@ -106,6 +116,7 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     attention: str = "sdpa",
+    quantization: str | None = None,
     trust_remote_code: bool = False,
     chat_template: Path | None = None,
     system_prompt: str | None = None,
@@ -116,7 +127,10 @@ def load(
         checkpoint, trust_remote_code=trust_remote_code, chat_template=chat_template, system_prompt=system_prompt,
         score_end_token=score_end_token,
     )  # fmt: skip
-    model = load_model(checkpoint, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code)
+    model = load_model(
+        checkpoint, dtype=dtype, device=device, attention=attention, quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     return Loaded(model, encoder, checkpoint, model.config.model_type)
 
 
@@ -135,9 +149,13 @@ def load_encoder(
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint.weights, trust_remote_code=trust_remote_code)
-        processor = AutoProcessor.from_pretrained(
-            checkpoint.processor, trust_remote_code=trust_remote_code, backend="pil"
-        )
+        processor = _load_processor(checkpoint.processor, trust_remote_code)
+    except (ImportError, RuntimeError) as error:
+        raise DataError(
+            f"{checkpoint.processor}: expected the packages that this model's processor is made of, found one missing "
+            f"({' '.join(str(error).split())[:200]}). Install it; `pip install viker[families]` has what common "
+            "families need."
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{checkpoint.processor}: expected a model with its processor, found none usable ({_first_line(error)})."
@@ -158,6 +176,20 @@ def load_encoder(
     )  # fmt: skip
 
 
+def _load_processor(directory: Path, trust_remote_code: bool) -> Any:
+    """Return a model's processor, with the image processor that computes in PIL wherever the family has one.
+
+    Backends differ in pixels by more than rounding, and the one transformers prefers depends on what is installed.
+    """
+    processor = AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    if hasattr(processor, "image_processor") and not type(processor.image_processor).__name__.endswith("Pil"):
+        with contextlib.suppress(ImportError):
+            processor.image_processor = AutoImageProcessor.from_pretrained(
+                directory, trust_remote_code=trust_remote_code, backend="pil"
+            )
+    return processor
+
+
 def pick_device(asked: str | None) -> str:
     """Return the device asked for, else CUDA where there is one, else the CPU."""
     if asked is not None:
@@ -165,14 +197,11 @@ def pick_device(asked: str | None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _from_pretrained(checkpoint: Checkpoint, *, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+def _from_pretrained(checkpoint: Checkpoint, **settings: Any) -> Any:
     logging.disable_progress_bar()  # a stage shows one bar, its own
     try:
-        return AutoModelForImageTextToText.from_pretrained(
-            checkpoint.weights, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
+        return AutoModelForImageTextToText.from_pretrained(checkpoint.weights, use_safetensors=True, **settings)
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(
             f"{checkpoint.spec}: expected a vision-language model that transformers can load from safetensors, found "
             f"none usable ({_first_line(error)})."

@@ -1,4 +1,4 @@
-"""LoRA on a model's language-model linears, named by exact module path.
+"""Which parts of a model learn: LoRA on its language-model linears, named by exact module path; where its tower is.
 
 PEFT matches targets by suffix, so the usual `q_proj, v_proj` also adapts the vision tower (the official MLLMU code
 does); a full path can match nothing else.
@@ -22,6 +22,16 @@ def language_linears(model: Any) -> list[str]:
             f"{type(model).__name__}: expected linear layers in its text decoder, found none. LoRA cannot be added."
         )
     return paths
+
+
+def vision_tower(model: Any) -> Any:
+    """Return the part of a model that sees, whatever its family calls it."""
+    tower = model.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        raise DataError(
+            f"{type(model).__name__}: expected a vision tower, found none. Train all of it: --train-vision."
+        )
+    return tower
 
 
 def add_lora(model: Any, *, rank: int, alpha: int, dropout: float, base: Path) -> Any:

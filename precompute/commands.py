@@ -30,10 +30,12 @@ _NAMES = {
     "num_references": "draw.num_references",
     "shared_references": "draw.policy",
     "store_logprobs": "storage",
+    "quantization": "quantization",
 }
 # What changes neither the rows nor what the run stores about them.
 _UNRECORDED = (
     "run", "overwrite", "push", "dry_run", "as_json", "device", "engine", "token_budget", "key_entropy", "part",
+    "deterministic", "workers", "stage_in_remote", "torch_compile", "vllm_listed", "vllm_option",
 )  # fmt: skip
 
 
@@ -44,6 +46,18 @@ def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
     if index >= count:
         raise click.BadParameter(f"expected i/N with 0 <= i < N, parts are counted from 0; found {value!r}.")
     return index, count
+
+
+def _read_workers(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> int | str | None:
+    """Return how many workers to start here, or the address of a cluster."""
+    if value is None or value == "auto" or re.fullmatch(r"(ray://)?[^\s:/]+:\d{1,5}", value):
+        return value
+    if not re.fullmatch(r"[1-9]\d{0,3}", value):
+        raise click.BadParameter(
+            "expected how many workers to start here, or a Ray cluster's address: ray://HOST:PORT, HOST:PORT of its "
+            f"head, or auto on one of its nodes; found {value!r}."
+        )
+    return int(value)
 
 
 @click.command()
@@ -74,6 +88,11 @@ def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
     help="Storage of kept log-probabilities.",
 )
 @computing_options
+@click.option(
+    "--quantization",
+    type=click.Choice(["int8", "nf4"]),
+    help="Load the teacher's linear layers in 8 or 4 bits (bitsandbytes); recorded, since rows differ.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw of references.")
 @click.option(
     "--part",
@@ -84,6 +103,18 @@ def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
     help="Compute only every N-th block from the i-th (from 0 to N-1), as one of an array of jobs that share "
     "$VIKER_CACHE_DIR; the part that finishes last seals the cache.",
 )
+@click.option(
+    "--workers",
+    metavar="N|ray://HOST:PORT",
+    callback=_read_workers,
+    help="Compute blocks in N processes here (one a GPU), or wherever a Ray cluster has room; on CPU the same bytes.",
+)
+@click.option(
+    "--stage-in-remote",
+    is_flag=True,
+    help="Parts without a disk in common: stage blocks in $VIKER_CACHE_REMOTE too; the part that finds all of them "
+    "there seals and publishes (implies --push).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what the run stores about this teacher.")
 @click.option("--push", is_flag=True, help="Publish the cache in $VIKER_CACHE_REMOTE when it is there.")
 @click.option("--dry-run", is_flag=True, help="Print the key and what is already there.")
@@ -92,17 +123,15 @@ def _read_part(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
     """Run the frozen teacher once and store its rows in a cache."""
-    for name in ("data", "model"):
-        if options[name] is None:
-            raise click.UsageError(f"precompute: expected --{name}, found none.")
-    if options["teacher"] == "reference" and options["pool"] is None:
-        raise click.UsageError(
-            "precompute: expected --pool, a folder of irrelevant images or patterns, noise, celebrities, found none. "
-            "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
-        )
+    settle(options, "precompute")
+    options["push"] = options["push"] or options["stage_in_remote"]
     if options["push"] and not os.environ.get("VIKER_CACHE_REMOTE"):
         raise click.UsageError("precompute --push: expected an address in $VIKER_CACHE_REMOTE, found none.")
-    options["top_k"] = _default_top_k(options)
+    if options["stage_in_remote"] and os.environ["VIKER_CACHE_REMOTE"].startswith("hf://"):
+        raise click.UsageError(
+            "precompute --stage-in-remote: expected an object store or a folder, found "
+            f"{os.environ['VIKER_CACHE_REMOTE']}: a repository keeps every block in its history. Use --push with it."
+        )
     artefact = stored_rows(options["run"], f"{options['teacher']}-{options['split']}")
     config = {
         "schema": "viker/precompute/1",
@@ -120,7 +149,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     from .teacher import find_or_compute
 
     found = find_or_compute(
-        options, named=_named_fields(named_options(ctx)), announce=lambda text: click.echo(text, err=True)
+        options, named=named_fields(named_options(ctx)), announce=lambda text: click.echo(text, err=True)
     )
     if found is None:
         return
@@ -137,6 +166,23 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     _note_and_push(options, cache.key)
 
 
+def settle(options: dict[str, Any], what: str) -> None:
+    """Check that model, data and pool are named, and fill in how many tokens a row keeps.
+
+    Raises:
+        click.UsageError: one of them is not named.
+    """
+    for name in ("data", "model"):
+        if options[name] is None:
+            raise click.UsageError(f"{what}: expected --{name}, found none.")
+    if options["teacher"] == "reference" and options["pool"] is None:
+        raise click.UsageError(
+            f"{what}: expected --pool, a folder of irrelevant images or patterns, noise, celebrities, found none. "
+            "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
+        )
+    options["top_k"] = _default_top_k(options)
+
+
 def _note_and_push(options: dict[str, Any], key: str) -> None:
     """Note that the run refers to a cache, and publish it where that is asked for."""
     if options["run"] is not None and not options["dry_run"]:
@@ -145,6 +191,11 @@ def _note_and_push(options: dict[str, Any], key: str) -> None:
         from .sharing_commands import publish
 
         publish(os.environ["VIKER_CACHE_REMOTE"], cache_home() / key[:16], lambda text: click.echo(text, err=True))
+    if options["stage_in_remote"] and not options["dry_run"]:
+        from .sharing.addresses import open_store
+        from .sharing.staging import remove_staged
+
+        remove_staged(open_store(os.environ["VIKER_CACHE_REMOTE"]), key)
 
 
 def _default_top_k(options: dict[str, Any]) -> int:
@@ -161,7 +212,8 @@ def _is_there(artefact: Path, config: dict[str, Any], overwrite: bool) -> bool:
     return (cache_home() / key[:16] / "manifest.json").is_file()
 
 
-def _named_fields(named: frozenset[str]) -> frozenset[str]:
+def named_fields(named: frozenset[str]) -> frozenset[str]:
+    """Return the fingerprint fields that named options fix."""
     return frozenset(field for option, field in _NAMES.items() if option in named)
 
 
@@ -178,8 +230,9 @@ def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any],
     if options["as_json"]:
         click.echo(json.dumps(summary, indent=2, sort_keys=True))
         return
+    busy = f", engine busy {facts['spent']['busy']:.0%}" if "spent" in facts else ""
     click.echo(
-        f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s "
+        f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s{busy} "
         f"-> {cache.root}"
     )
     click.echo(

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .ask import Asked, ask
 from .cache import CacheMismatch, Fingerprint, TeacherCache, cache_home, compare, fingerprint_key
 from .reading.identity import show_differences
 from .recorded import asked_again
 from .run import samples_for
-from .teacher import Asked, ask, compute, facts_of
+from .teacher import compute, facts_of
 from .writing.derive import KnownRows, fingerprint_of, samples_of, start_derived
 from .writing.store import CacheBuilder, Sample
 
@@ -39,6 +40,7 @@ def settings_of(fingerprint: Fingerprint) -> dict[str, Any]:
         "top_k": fingerprint["objective"]["top_k"],
         "store_logprobs": fingerprint["storage"]["logprobs"],
         "dtype": fingerprint["teacher_dtype"],
+        "quantization": fingerprint["quantization"],
     }
 
 
@@ -100,9 +102,12 @@ def require_same_lineage(parent: TeacherCache, wanted: Fingerprint) -> None:
 
 
 def union(parent: TeacherCache, asked: list[Sample]) -> list[Sample]:
-    """Return the samples of a cache and those asked for; where both know one, the cache's."""
-    samples = {(sample.row_key, sample.person): sample for sample in asked}
-    return sorted({**samples, **{(sample.row_key, sample.person): sample for sample in samples_of(parent)}}.values())
+    """Return the samples of a cache and then those asked for, in their order; where both know one, the cache's."""
+    known = samples_of(parent)
+    by_key: dict[bytes, dict[bytes, Sample]] = {}
+    for sample in (*known, *asked):
+        by_key.setdefault(sample.row_key, {}).setdefault(sample.person, sample)
+    return [sample for people in by_key.values() for sample in people.values()]
 
 
 def _only(asked: Asked, keys: set[bytes]) -> Asked:

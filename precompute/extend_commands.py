@@ -22,6 +22,12 @@ from .row_options import computing_options, split_option
 if TYPE_CHECKING:
     from .extend import Extension
 
+# What changes neither the rows nor what the run stores about them.
+_UNRECORDED = (
+    "run", "dry_run", "as_json", "device", "engine", "token_budget", "deterministic", "torch_compile",
+    "vllm_listed", "vllm_option",
+)  # fmt: skip
+
 
 @click.command()
 @click.argument("cache", metavar="KEY|PATH")
@@ -74,7 +80,7 @@ def _store(ctx: click.Context, options: dict[str, Any], kind: str, extension: "E
     config = {
         "schema": "viker/cache-extend/1",
         "inputs": input_stamps(options["data"], options["model"]),
-        "options": chosen_options(ctx, without=("run", "dry_run", "as_json", "device", "engine", "token_budget")),
+        "options": chosen_options(ctx, without=_UNRECORDED),
     }
     begin(artefact, read_config(artefact) if is_complete(artefact) else config)
     told = {"cache": {"key": extension.key, "root": extension.cache.root_digest}, **extension.facts}

@@ -28,12 +28,41 @@ def computing_options(command: Command) -> Command:
 _COMPUTING = (
     click.option(
         "--engine",
-        type=click.Choice(["shared-prefix", "naive"]),
+        type=click.Choice(["shared-prefix", "naive", "vllm"]),
         default="shared-prefix",
         show_default=True,
         help="How rows are computed.",
     ),
-    click.option("--token-budget", default=4096, show_default=True, help="shared-prefix: suffix tokens a batch."),
+    click.option(
+        "--token-budget",
+        type=click.IntRange(min=1),
+        help="shared-prefix: suffix tokens a batch. Default: what the cache was begun with; for a new one 4096 on a "
+        "CPU and with --deterministic, else the fastest of a few that are tried.",
+    ),
+    click.option(
+        "--deterministic",
+        is_flag=True,
+        help="Same bytes on every GPU of one model, at a price in speed; on a CPU they are the same anyway.",
+    ),
+    click.option(
+        "--torch-compile/--no-torch-compile",
+        default=False,
+        help="shared-prefix: compile the text layers first, for large caches on a GPU; on a CPU it does not pay.",
+    ),
+    click.option(
+        "--vllm-listed",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="vllm: ask for the N likeliest tokens an image, and for the whole vocabulary only where their bounds "
+        "leave a row open (default: the whole vocabulary).",
+    ),
+    click.option(
+        "--vllm-option",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="vllm: enforce_eager, gpu_memory_utilization, max_model_len, max_num_batched_tokens, max_num_seqs or "
+        "tensor_parallel_size; repeatable.",
+    ),
     click.option(
         "--key-entropy",
         default=1.0,

@@ -1,13 +1,16 @@
 """From examples and a frozen teacher to a sealed cache: what is asked, what is already there, what has to be run.
 
 The key is known before any weight is loaded (files are digested, nothing runs), so a cache that exists, or one that
-serves by the rules of identity, costs no model at all. Otherwise blocks are computed one by one and staged; a kill
-loses at most the block in flight. Which block is where on disk is `store.py`'s; how rows come about is the engines'.
+serves by the rules of identity, costs no model at all. Otherwise blocks are computed one by one and staged, the input
+of one being read and the rows of another being written meanwhile. Which block is where on disk is `store.py`'s; how
+rows come about is the engines', and what becomes of a block that does not fit into memory `token_budget.py`'s.
 Shapes: M answer tokens of an example.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,15 @@ from .cache import (
     row_key,
     token_hash,
 )
-from .engines.rows import Pending, Probabilities
+from .engines.rows import Pending, Probabilities, RowsOf
+from .token_budget import TokenBudget
 from .topk import rows_from_probabilities
 from .writing.derive import NOTHING_KNOWN, KnownRows, join_rows
-from .writing.schedule import EVERYTHING, Part, stage_blocks
+from .writing.overlap import Steps
+from .writing.schedule import EVERYTHING, Made, Part, stage_blocks
 from .writing.store import CacheBuilder, Sample
 
-RowsOf = Callable[[Sequence[Pending]], Iterator[Probabilities]]
+ROWS_AT_ONCE = 1024  # cut to what is kept at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,16 @@ def make_request(
 
 
 def samples_for(request: Request, intervention: Intervention) -> list[Sample]:
-    """Return the samples of a request, sorted: one a row key and person."""
+    """Return the samples of a request, one a row key and person, in the order that saves most work.
+
+    What shows the same image lies together, then what is asked alike, then what is answered alike: engines run once
+    what the examples of a block share.
+    """
+    by_row_key = request.by_row_key
+    ranks = {
+        key: rank
+        for rank, key in enumerate(sorted(by_row_key, key=lambda key: _likeness(by_row_key[key], intervention)))
+    }
     lineage = lineage_of(request.fingerprint)
     samples = {
         Sample(
@@ -109,7 +123,12 @@ def samples_for(request: Request, intervention: Intervention) -> list[Sample]:
         for work in request.works
         for person in work.example.people
     }
-    return sorted(samples)
+    return sorted(samples, key=lambda sample: (ranks[sample.row_key], sample))
+
+
+def _likeness(work: Work, intervention: Intervention) -> tuple[Any, ...]:
+    own_images = tuple(image.sha256 for image in work.example.images) if intervention.pool is None else ()
+    return own_images, work.prompt_ids, work.answer_ids, work.row_key
 
 
 def start_builder(home: Path, request: Request, intervention: Intervention, build: Mapping[str, Any]) -> CacheBuilder:
@@ -121,27 +140,45 @@ def start_builder(home: Path, request: Request, intervention: Intervention, buil
 
 def compute_blocks(
     builder: CacheBuilder, request: Request, intervention: Intervention, encoder: Encoder, rows_of: RowsOf, device: str,
-    known: KnownRows = NOTHING_KNOWN, part: Part = EVERYTHING,
-) -> int:  # fmt: skip
+    known: KnownRows = NOTHING_KNOWN, part: Part = EVERYTHING, budget: TokenBudget | None = None,
+) -> Made:  # fmt: skip
     """Compute every block of a part that nobody has staged, waiting for those another process is at.
 
-    The teacher is not asked for rows that are known. Return the pairs run, of one example under one image.
-    """
-    works = request.by_row_key
+    The teacher is not asked for rows that are known. While a block is computed here, the encoder belongs to the thread
+    that reads the next one.
 
-    def compute(block: int) -> None:
-        arrays = _block_arrays(builder, block, works, intervention, encoder, rows_of, known)
-        builder.write_block(block, arrays, known.device(_row_keys(builder, block), device))
+    Raises:
+        MemoryShortage: a block does not fit into memory, whatever the token budget.
+    """
+    works, fitting = request.by_row_key, budget or TokenBudget()
+
+    def prepare(block: int) -> Iterator[Pending]:
+        return block_pending(samples_of_block(builder, block), works, intervention, encoder, known)
+
+    def compute(block: int, pending: list[Pending]) -> tuple[dict[str, np.ndarray], int | None]:
+        samples = samples_of_block(builder, block)
+        run = partial(arrays_from_pending, samples, pending, rows_of, builder.fingerprint, known)
+        return fitting.fit(run, pending), fitting.tokens if pending else None
+
+    def write(block: int, computed: tuple[dict[str, np.ndarray], int | None]) -> None:
+        arrays, tokens = computed
+        made_on = known.device(_row_keys(samples_of_block(builder, block)), device)
+        builder.write_block(block, arrays, made_on, tokens)
 
     def num_pairs(block: int) -> int:
-        return count_pairs(builder.samples[slice(*builder.blocks[block])], known)
+        return count_pairs(samples_of_block(builder, block), known)
 
-    return stage_blocks(builder, compute, num_pairs, part=part)
+    return stage_blocks(builder, Steps(prepare, compute, write), num_pairs, part=part)
 
 
-def _row_keys(builder: CacheBuilder, block: int) -> list[bytes]:
-    """Return the distinct row keys of a block."""
-    return list(dict.fromkeys(sample.row_key for sample in builder.samples[slice(*builder.blocks[block])]))
+def samples_of_block(builder: CacheBuilder, block: int) -> Sequence[Sample]:
+    """Return the samples of a block, in order."""
+    return builder.samples[slice(*builder.blocks[block])]
+
+
+def _row_keys(samples: Sequence[Sample]) -> list[bytes]:
+    """Return the distinct row keys of samples, in order."""
+    return list(dict.fromkeys(sample.row_key for sample in samples))
 
 
 def count_pairs(samples: Sequence[Sample], known: KnownRows) -> int:
@@ -150,39 +187,76 @@ def count_pairs(samples: Sequence[Sample], known: KnownRows) -> int:
     return sum(images.values())
 
 
-def _block_arrays(
-    builder: CacheBuilder,
-    block: int,
-    works: Mapping[bytes, Work],
-    intervention: Intervention,
-    encoder: Encoder,
-    rows_of: RowsOf,
-    known: KnownRows,
+def block_arrays(
+    samples: Sequence[Sample], works: Mapping[bytes, Work], intervention: Intervention, encoder: Encoder,
+    rows_of: RowsOf, fingerprint: Fingerprint, known: KnownRows = NOTHING_KNOWN, budget: TokenBudget | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Compute the arrays of a block from its samples, as `CacheBuilder.write_block` takes them; nothing is staged.
+
+    Raises:
+        MemoryShortage: they do not fit into memory, whatever the token budget.
+    """
+    pending = list(block_pending(samples, works, intervention, encoder, known))
+    run = partial(arrays_from_pending, samples, pending, rows_of, fingerprint, known)
+    return (budget or TokenBudget()).fit(run, pending)
+
+
+def block_pending(
+    samples: Sequence[Sample], works: Mapping[bytes, Work], intervention: Intervention, encoder: Encoder,
+    known: KnownRows = NOTHING_KNOWN,
+) -> Iterator[Pending]:  # fmt: skip
+    """Yield what the teacher is asked of a block, images decoded: each unknown row key once, in order."""
+    for key in _row_keys(samples):
+        if key not in known:
+            yield pending_of(works[key], intervention, encoder)
+
+
+def arrays_from_pending(
+    samples: Sequence[Sample], pending: Sequence[Pending], rows_of: RowsOf, fingerprint: Fingerprint, known: KnownRows
 ) -> dict[str, np.ndarray]:
-    """Compute a block: each unknown row key once, its rows repeated for every person who shares it."""
-    keys = _row_keys(builder, block)
+    """Run the teacher on what `block_pending` yielded; the rows of a row key are repeated for all who share it."""
+    keys = _row_keys(samples)
     rows = {key: known.rows(key) for key in keys if key in known}
     asked = [key for key in keys if key not in known]
-    pending = [pending_of(works[key], intervention, encoder) for key in asked]
-    for key, item, found in zip(asked, pending, rows_of(pending), strict=True):
-        rows[key] = stored_rows(found, item, builder.fingerprint)
-    return join_rows([rows[sample.row_key] for sample in builder.samples[slice(*builder.blocks[block])]])
+    rows.update(zip(asked, stored_rows(rows_of(pending), pending, fingerprint), strict=True))
+    return join_rows([rows[sample.row_key] for sample in samples])
 
 
-def stored_rows(found: Probabilities, item: Pending, fingerprint: Fingerprint) -> dict[str, np.ndarray]:
-    """Return the rows of one example as a cache of this fingerprint stores them."""
+def stored_rows(
+    found: Iterable[Probabilities], pending: Sequence[Pending], fingerprint: Fingerprint
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the rows of each example as a cache of this fingerprint stores them; many examples are cut at once."""
+    held: list[tuple[Probabilities, Pending]] = []
+    for one in zip(found, pending, strict=True):
+        if sum(item.num_rows for _, item in held) + one[1].num_rows > ROWS_AT_ONCE:
+            yield from _cut_rows(held, fingerprint)
+            held = []
+        held.append(one)
+    yield from _cut_rows(held, fingerprint)
+
+
+def _cut_rows(
+    held: Sequence[tuple[Probabilities, Pending]], fingerprint: Fingerprint
+) -> Iterator[dict[str, np.ndarray]]:
+    if not held:
+        return
     dtype = {"float16": torch.float16, "float32": torch.float32}[fingerprint["storage"]["logprobs"]]
-    answer_ids_M = torch.tensor(item.answer_ids, device=found.mean_MV.device)
-    top_k = fingerprint["objective"]["top_k"]
-    rows = rows_from_probabilities(found.mean_MV, found.mean_entropy_M, answer_ids_M, top_k, dtype)
-    return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
+    mean_NV = torch.cat([found.mean_MV for found, _ in held])
+    entropy_N = torch.cat([found.mean_entropy_M for found, _ in held])
+    answer_ids_N = torch.tensor([token for _, item in held for token in item.answer_ids], device=mean_NV.device)
+    arrays = rows_from_probabilities(mean_NV, entropy_N, answer_ids_N, fingerprint["objective"]["top_k"], dtype)
+    whole = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+    stops = list(itertools.accumulate((item.num_rows for _, item in held), initial=0))
+    for start, stop in itertools.pairwise(stops):
+        yield {name: array[start:stop] for name, array in whole.items()}
 
 
 def pending_of(work: Work, intervention: Intervention, encoder: Encoder) -> Pending:
     """Return one example encoded under each image it is shown."""
     shown = intervention.shown(work.example, work.row_key)
     encoded = [encoder.assemble(work.example, work.prompt_ids, work.answer_ids, images) for images in shown]
-    return Pending(encoded, [tuple(image.sha256 for image in images) for images in shown])
+    digests = [tuple(image.sha256 for image in images) for images in shown]
+    return Pending(encoded, digests, shown, work.example.id)
 
 
 def first_pending(request: Request, intervention: Intervention, encoder: Encoder) -> Pending:

@@ -16,6 +16,7 @@ import torch
 
 from ..data.example import DataError
 from ..models.load import load_model, pick_device
+from .ask import Asked, ask
 from .cache import Rows, TeacherCache, token_hash
 from .engines.naive import naive_rows
 from .extend import require_same_lineage, settings_of
@@ -25,7 +26,6 @@ from .reading.rows import as_rows
 from .reading.verify import Problem
 from .recorded import asked_of
 from .run import Work, pending_of, stored_rows
-from .teacher import Asked, ask
 from .writing.derive import join_rows
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02, "float16": 0.02}  # total variation, by the teacher's dtype
@@ -136,12 +136,12 @@ def _teachers_rows(cache: TeacherCache, options: Mapping[str, Any], works: list[
     """Load the teacher and return its rows of these works, as they would be stored."""
     model = load_model(
         asked.checkpoint, dtype=options["dtype"], device=pick_device(options["device"]), attention=options["attention"],
-        trust_remote_code=options["trust_remote_code"],
+        quantization=options.get("quantization"), trust_remote_code=options["trust_remote_code"],
     )  # fmt: skip
     pending = [pending_of(work, asked.intervention, asked.encoder) for work in works]
     with torch.inference_mode():
         found = naive_rows(model, pending, asked.encoder.pad_id)
-        rows = [stored_rows(one, item, cache.fingerprint) for one, item in zip(found, pending, strict=True)]
+        rows = list(stored_rows(found, pending, cache.fingerprint))
     return as_rows({f"token/{name}": array for name, array in join_rows(rows).items()})
 
 

@@ -1,51 +1,40 @@
-"""Find a cache, or load the teacher and compute it: what `viker precompute` does once it has decided to look.
+"""Find a cache, or compute it: what `viker precompute` does once it has decided to look.
 
-Splitting this from the command keeps the decision to skip free of torch. The engine is checked against the oracle on
-one example before the first block; where a model family breaks its assumption, the oracle takes over, loudly.
+Splitting this from the command keeps the decision to skip free of torch. Blocks are computed here, one after the other,
+or by workers (`workers.py`); either way they are claimed and staged by this process. The teacher is loaded when the
+first block asks for rows, so that a part with nothing left to compute loads none. What is asked for is `ask.py`'s,
+how the teacher is loaded `open_teacher.py`'s.
 """
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from ..data.artefact import library_versions
-from ..data.example import DataError, Example
-from ..data.halves import training_questions
-from ..data.inputs import other_commits
-from ..data.references import Pool, open_pool
-from ..data.sources import Source, open_source
-from ..models.encode import Encoder
-from ..models.identity import teacher_identity
-from ..models.interventions import Intervention, require_images
-from ..models.load import Checkpoint, load_encoder, pick_device, resolve
-from ..models.pictures import look_alike, thumbnail
+from ..models.load import pick_device
+from .ask import Asked, ask
 from .cache import CacheError, TeacherCache, cache_home
-from .open_teacher import open_teacher
-from .run import Request, compute_blocks, count_pairs, first_pending, make_request, start_builder
+from .engines.rows import Pending, Probabilities, RowsOf
+from .open_teacher import Teacher, device_name, open_teacher
+from .run import compute_blocks, count_pairs, start_builder
+from .same_bytes import as_agreed
 from .sharing.addresses import open_store
 from .sharing.lookup import look_up, require_open, take
 from .sharing.pointer import record_making
+from .sharing.staging import RemoteStaging
 from .sharing.stores import Store
+from .stopping import interrupted_by_sigterm
+from .token_budget import TOKEN_BUDGET, Resizable, TokenBudget, keep_budget, probe_budget, settle_budget
+from .workers import compute_on_workers
 from .writing.derive import NOTHING_KNOWN, KnownRows
+from .writing.hand_out import blocks_of_part
 from .writing.schedule import EVERYTHING, Part
 from .writing.store import CacheBuilder
 
 # Options by which the source, the model and the pool are found again; never whom somebody wants forgotten.
-_RECORDED = ("data", "data_revision", "ratio", "split", "revision", "processor", "pool", "token_budget")
-
-
-class Asked(NamedTuple):
-    """What a command asks rows of, before any weight is loaded."""
-
-    checkpoint: Checkpoint
-    encoder: Encoder
-    source: Source
-    intervention: Intervention
-    request: Request
+_RECORDED = ("data", "data_revision", "ratio", "split", "revision", "processor", "pool")
 
 
 class Staged(NamedTuple):
@@ -75,13 +64,24 @@ def find_or_compute(
         return existing, {
             **facts_of(asked, options), "how": f"{found.how}, nothing computed", "pairs": 0, "engine": None,
         }  # fmt: skip
-    start = partial(start_builder, cache_home(), request, asked.intervention)
-    staged = _stage(options, asked, start, NOTHING_KNOWN, options["part"], announce)
-    so_far, blocks = len(staged.builder.complete_blocks()), len(staged.builder.blocks)
-    if so_far < blocks and not staged.builder.sealed:
-        announce(f"precompute: {so_far} of {blocks} blocks staged; the part that finishes last seals")
-        return None
-    return _seal(staged, NOTHING_KNOWN)
+    builder = start_builder(cache_home(), request, asked.intervention, _build(options, asked))
+    remote = RemoteStaging(store, builder) if store is not None and options["stage_in_remote"] else None
+    staged = _stage(options, asked, builder, NOTHING_KNOWN, options["part"], remote, announce)
+    if _is_whole(builder, remote):
+        return _seal(staged, NOTHING_KNOWN)
+    cache = None if remote is None else remote.published()
+    if cache is not None:
+        return cache, {**staged.facts, "how": "sealed by another part", "pairs": staged.num_pairs}
+    so_far, blocks = len(builder.complete_blocks()), len(builder.blocks)
+    announce(f"precompute: {so_far} of {blocks} blocks staged; the part that finishes last seals")
+    return None
+
+
+def _is_whole(builder: CacheBuilder, remote: RemoteStaging | None) -> bool:
+    """Whether every block is here, fetched where other machines staged it."""
+    if remote is not None and not builder.sealed:
+        remote.gather()
+    return builder.sealed or len(builder.complete_blocks()) == len(builder.blocks)
 
 
 def _remote(key: str, must_push: bool, announce: Callable[[str], None]) -> Store | None:
@@ -105,34 +105,6 @@ def _remote(key: str, must_push: bool, announce: Callable[[str], None]) -> Store
         return None
 
 
-def ask(options: Mapping[str, Any], announce: Callable[[str], None]) -> Asked:
-    """Open model, source and pool, and name the rows asked for; no weights are loaded.
-
-    Raises:
-        DataError: one of them is not there, or an example cannot be asked about.
-    """
-    checkpoint = resolve(options["model"], revision=options["revision"], processor=options["processor"])
-    encoder = load_encoder(
-        checkpoint, trust_remote_code=options["trust_remote_code"], chat_template=options["chat_template"],
-        system_prompt=options["system_prompt"], score_end_token=options["score_end_token"],
-    )  # fmt: skip
-    source = open_source(
-        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
-    )
-    for line in (
-        *other_commits(options["run"], "model_commit", checkpoint.commit),
-        *other_commits(options["run"], "data_commit", source.commit),
-    ):
-        announce(f"precompute: WARNING: {line}")
-    examples = _examples(source, options, announce)
-    intervention = _intervention(options, source, examples)
-    request = make_request(
-        encoder, examples, intervention, teacher_identity(checkpoint, encoder), top_k=options["top_k"],
-        teacher_dtype=options["dtype"], logprob_dtype=options["store_logprobs"],
-    )  # fmt: skip
-    return Asked(checkpoint, encoder, source, intervention, request)
-
-
 def facts_of(asked: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what provenance says of the inputs."""
     return {
@@ -147,30 +119,86 @@ def compute(
     announce: Callable[[str], None],
 ) -> tuple[TeacherCache, dict[str, Any]]:  # fmt: skip
     """Load the teacher, compute the blocks of the builder that `start` returns for a build.json, and seal the cache."""
-    return _seal(_stage(options, asked, start, known, EVERYTHING, announce), known)
+    return _seal(_stage(options, asked, start(_build(options, asked)), known, EVERYTHING, None, announce), known)
 
 
 def _stage(
-    options: Mapping[str, Any], asked: Asked, start: Callable[[Mapping[str, Any]], CacheBuilder], known: KnownRows,
-    part: Part, announce: Callable[[str], None],
+    options: Mapping[str, Any], asked: Asked, builder: CacheBuilder, known: KnownRows, part: Part,
+    remote: RemoteStaging | None, announce: Callable[[str], None],
 ) -> Staged:  # fmt: skip
     facts, started = facts_of(asked, options), time.monotonic()
-    first = first_pending(asked.request, asked.intervention, asked.encoder)
-    teacher = open_teacher(options, asked.checkpoint, asked.encoder, first, facts["device"], announce)
-    build = {
+    agreed = as_agreed(builder, options["deterministic"], facts["device"], announce)
+    with interrupted_by_sigterm(), agreed as deterministic:
+        options = {**options, "deterministic": deterministic}
+        if remote is not None:
+            remote.share(blocks_of_part(builder, part))
+        if options.get("workers") is not None:
+            num_pairs = compute_on_workers(options["workers"], options, asked.request, builder, part, announce)
+        else:
+            teacher = _WhenNeeded(options, asked, facts["device"], builder, announce)
+            num_pairs, spent = compute_blocks(
+                builder, asked.request, asked.intervention, asked.encoder, teacher, device_name(facts["device"]), known,
+                part, teacher.budget,
+            )  # fmt: skip
+            facts |= {"spent": spent.without(teacher.seconds)} if num_pairs else {}
+    engine = builder.build.get("engine") if num_pairs else None
+    return Staged(builder, num_pairs, time.monotonic() - started, {**facts, "engine": engine})
+
+
+def _build(options: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+    """Return build.json but for what only computing tells."""
+    return {
         "schema": "viker/build/1",
         "model": asked.checkpoint.spec,
         "model_commit": asked.checkpoint.commit,
         **{name: options[name] for name in _RECORDED},
         "libraries": library_versions(),
-        "engine": teacher.engine,
-        "num_threads": torch.get_num_threads(),
     }
-    builder = start(build)
-    num_pairs = compute_blocks(
-        builder, asked.request, asked.intervention, asked.encoder, teacher.rows_of, teacher.device, known, part
-    )
-    return Staged(builder, num_pairs, time.monotonic() - started, {**facts, "engine": teacher.engine})
+
+
+class _WhenNeeded:
+    """The rows of a teacher that is loaded when rows are first asked for; the builder is told its engine.
+
+    `budget` is its token budget once it is loaded, `seconds` what loading took.
+    """
+
+    def __init__(
+        self, options: Mapping[str, Any], asked: Asked, device: str, builder: CacheBuilder,
+        announce: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._options, self._asked, self._device = options, asked, device
+        self._builder, self._announce = builder, announce
+        self._teacher: Teacher | None = None
+        self.budget, self.seconds = TokenBudget(announce, partial(keep_budget, builder)), 0.0
+
+    def __call__(self, pending: Sequence[Pending]) -> Iterator[Probabilities]:
+        """Return the averaged distributions of each pending example, in order."""
+        if not pending:
+            return iter(())
+        if self._teacher is None:
+            started = time.monotonic()
+            self._teacher = self._open(pending)
+            self.seconds = time.monotonic() - started
+        return self._teacher.rows_of(pending)
+
+    def _open(self, pending: Sequence[Pending]) -> Teacher:
+        asked, options = self._asked, self._options
+        # The self-check takes what is at hand: the encoder belongs to the thread that reads the next block.
+        teacher = open_teacher(options, asked.checkpoint, asked.encoder, pending[0], self._device, self._announce)
+        self._builder.build["engine"] = teacher.engine
+        if teacher.resizable is not None:
+            is_constant = options["deterministic"] or self._device == "cpu"
+            choose = partial(self._choose_budget, teacher.resizable, teacher.rows_of, pending)
+            teacher.resizable.token_budget = settle_budget(
+                self._builder, options["token_budget"], (lambda: TOKEN_BUDGET) if is_constant else choose,
+                self._announce,
+            )  # fmt: skip
+            self.budget.engine = teacher.resizable
+        return teacher
+
+    def _choose_budget(self, engine: Resizable, rows_of: RowsOf, pending: Sequence[Pending]) -> int:
+        num_pairs = count_pairs(self._builder.samples, NOTHING_KNOWN)
+        return probe_budget(engine, rows_of, pending, num_pairs, self._announce)
 
 
 def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any]]:
@@ -180,48 +208,3 @@ def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any
         whole = count_pairs(builder.samples, known) / num_pairs  # other processes may have run some
         record_making(cache, round(staged.seconds * whole, 1))
     return cache, {**staged.facts, "how": f"{num_pairs} pairs computed", "pairs": num_pairs}
-
-
-def _examples(source: Any, options: Mapping[str, Any], announce: Callable[[str], None]) -> list[Example]:
-    examples: list[Example] = training_questions(source, options["split"])[: options["limit"]]
-    if options["teacher"] != "reference":
-        return examples
-    if options["skip_text"]:
-        shown = [example for example in examples if example.images]
-        announce(f"precompute: left out {len(examples) - len(shown)} examples without an image (--skip-text)")
-        return shown
-    require_images(examples)
-    return examples
-
-
-def _intervention(options: Mapping[str, Any], source: Source, examples: list[Example]) -> Intervention:
-    if options["teacher"] == "self":
-        return Intervention(kind="self")
-    pool = open_pool(options["pool"], source)
-    _refuse_known_people(pool, [*examples, *source.training("all"), *_asked(source)])
-    return Intervention(
-        kind="reference", pool=pool, num_references=options["num_references"], seed=options["seed"],
-        shared=options["shared_references"],
-    )  # fmt: skip
-
-
-def _asked(source: Source) -> list[Example]:
-    """Return the questions of the test split, which shows other pictures of the forget people."""
-    try:
-        return list(source.read("test"))
-    except DataError:  # a source may come without a test split
-        return []
-
-
-def _refuse_known_people(pool: Pool, examples: list[Example]) -> None:
-    """Raise `DataError` where a reference shows (nearly) a picture of somebody to forget or retain."""
-    known = {image.sha256: (image, example) for example in examples for image in example.images}
-    thumbnails = [(thumbnail(image), example) for image, example in known.values()]
-    for reference in pool.images:
-        seen = thumbnail(reference)
-        for other, example in thumbnails:
-            if look_alike(seen, other):
-                raise DataError(
-                    f"{reference.origin}: expected a picture of nobody to forget or retain, found (nearly) the picture "
-                    f"of {example.people[0]} ({example.id}). Remove it from the pool, or name another --pool."
-                )

@@ -18,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from viker.precompute.writing.agreed import agree
+from viker.precompute.writing.overlap import Steps
 from viker.precompute.writing.schedule import stage_blocks
 from viker.tests.cache_samples import fill_block, make_builder, make_cache
 
@@ -143,23 +146,28 @@ def make(order: Mapping[str, Any]) -> None:
     os.fsync = events.fsync
     sys.addaudithook(events.audit)
 
-    def compute(builder: CacheBuilder, block: int) -> None:
+    def compute(block: int) -> None:
         os.write(log, f"{order['name']} {block}\n".encode())  # at once: makers share it
         time.sleep(order.get("seconds", 0.0))
-        fill_block(builder, block)
 
     home = Path("." if "user" in order else order["home"])
     share_work(home, compute, tuple(order.get("part", (0, 1))), order.get("timeout_s", 60.0))
 
 
 def share_work(
-    home: Path, compute: Callable[[CacheBuilder, int], None], part: tuple[int, int] = (0, 1), timeout_s: float = 60.0
+    home: Path, compute: Callable[[int], None], part: tuple[int, int] = (0, 1), timeout_s: float = 60.0
 ) -> None:
     """Compute what nobody has staged, and seal the cache where all is."""
     builder = make_builder(home, LENGTHS)
-    stage_blocks(builder, lambda block: compute(builder, block), lambda _: 1, part=part, timeout_s=timeout_s)
+    agree(builder, "token-budget", lambda: {"tokens": 4096}, timeout_s)
+    steps = Steps(prepare=lambda _: iter(()), compute=lambda block, _: compute(block), write=partial(_fill, builder))
+    stage_blocks(builder, steps, lambda _: 1, part=part, timeout_s=timeout_s)
     if builder.sealed or len(builder.complete_blocks()) == len(builder.blocks):
         builder.assemble(timeout_s)
+
+
+def _fill(builder: CacheBuilder, block: int, _: None) -> None:
+    fill_block(builder, block)
 
 
 def _become(home: str, user: int, *groups: int) -> None:

@@ -76,7 +76,7 @@ def make_builder(
     if fingerprint["rows"] == UNKNOWN_ROWS:
         fingerprint = {**fingerprint, "rows": rows_digest({sample.row_key for sample in samples})}
     pool = POOL if fingerprint["pool"] else []
-    return CacheBuilder(home, fingerprint, {"source": "tests"}, samples, pool)
+    return CacheBuilder(home, fingerprint, {"source": "tests"}, sorted(samples), pool)
 
 
 def fill_block(builder: CacheBuilder, block: int) -> None:

@@ -351,7 +351,7 @@ def ask_block(path: Path, choose: Choices) -> str:
     if choose.number(0, 1):
         values = mangled(values, choose)
     body = header + b"\n" + values
-    title = b"viker/block/1 " + hashlib.sha256(body).hexdigest().encode() if choose.number(0, 7) else title
+    title = b"viker/block/2 " + hashlib.sha256(body).hexdigest().encode() if choose.number(0, 7) else title
     path.write_bytes(title + b"\n" + body)
     try:
         found = read_header(path, "ab" * 32, 7, plans)

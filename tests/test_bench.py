@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from viker.bench.cache import FORMATS
 from viker.bench.commands import _seeded, command
+from viker.bench.operations import counting, operations, product_rate
 
 VARIANT = {"name", "rate", "unit", "ratio", "seconds", "peak_memory"}
 
@@ -69,6 +72,33 @@ def test_precompute_variants_make_the_same_rows(quiet_torch):
     assert names == ["naive", "batched-naive", "shared-prefix", "vllm"]
     *measured, absent = told["variants"]
     for variant in measured:
-        assert variant.keys() == VARIANT
+        assert variant.keys() == VARIANT | {"tflops", "padding"}
         assert variant["ratio"] == pytest.approx(variant["rate"] / measured[0]["rate"])
+        assert 0 < variant["tflops"] < 2 * told["ceiling"]["rate"]
+        assert 0 <= variant["padding"] < 1
     assert absent["rate"] is absent["ratio"] is None
+    assert told["kernel"]["share_of_own_products"] == pytest.approx(
+        told["kernel"]["tflops"] / told["ceiling"]["own_products"]
+    )
+
+
+def test_sizes_that_need_a_gpu_are_refused_without_one():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    refused = CliRunner().invoke(command, ["precompute", "--shapes", "llava-7b"])
+    assert refused.exit_code == 2
+    assert "expected a GPU" in refused.output
+
+
+def test_products_of_linear_layers_are_counted_as_they_run():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+    with counting(model) as products:
+        model(torch.zeros(4, 7, 3))
+        model(torch.zeros(28, 3))
+    model(torch.zeros(9, 3))
+    assert products == {(28, 3, 5): 2, (28, 5, 2): 2}
+    assert operations(products) == 2 * (2 * 28 * 3 * 5 + 2 * 28 * 5 * 2)
+
+
+def test_products_alone_are_measured():
+    assert product_rate(Counter({(64, 64, 64): 3, (1, 2, 3): 1}), "cpu", torch.float32) > 0

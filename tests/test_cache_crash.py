@@ -90,7 +90,7 @@ def kill_and_finish(makers: Makers, home: Path, whole: Uninterrupted, *die_at: i
         name, trace = f"victim-{number}", home.with_name(f"{home.name}.trace-{number}")
         status, _ = makers.run(home, name, die_at=event, trace=str(trace), **order)
         lost += len(set(computed(home, name)) - staged(home))
-        assert lost <= number + 1, "a kill costs at most the block in flight"
+        assert lost <= 2 * (number + 1), "a kill costs the block being computed and the one being written, at most"
         if status == 0:  # a second maker has less to do, and may end before it is killed
             break
         assert status == -signal.SIGKILL
@@ -109,7 +109,7 @@ def kill_after_and_finish(makers: Makers, home: Path, whole: Uninterrupted, seco
         os.kill(pid, signal.SIGKILL)
     assert makers.wait(pid)[0] in (0, -signal.SIGKILL)
     lost = len(set(computed(home, "victim")) - staged(home))
-    assert lost <= 1
+    assert lost <= 2
     so_far, events = len(staged(home)), trace.read_text().splitlines() if trace.exists() else []
     finish(makers, home, whole)
     return Trial((events[-1] if events else "not begun",), so_far, lost)
@@ -263,7 +263,7 @@ def test_blocks_that_vanish_while_they_are_sealed_are_named(tmp_path, monkeypatc
         builder.assemble()
     fill_block(builder, 7)
     (builder.staging / "block-00008").write_bytes(b"")
-    with pytest.raises(CacheError, match=r"block-00008: expected \d+ values.*found 0.*computes that block"):
+    with pytest.raises(CacheError, match=r"block-00008: expected \d+ values.*found fewer.*computes that block"):
         builder.assemble()
     assert 8 not in builder.complete_blocks()
     fill_block(builder, 8)
@@ -339,7 +339,7 @@ def fail_and_finish(makers: Makers, home: Path, whole: Uninterrupted, fail: tupl
     assert status == 0 or error.startswith("StorageError: "), error
     assert status == 0 or "run the same command to resume" in error
     assert "\n" not in error
-    assert len(set(computed(home, "unlucky")) - staged(home)) <= 1
+    assert len(set(computed(home, "unlucky")) - staged(home)) <= 2
     finish(makers, home, whole)
     return error
 

@@ -55,7 +55,7 @@ def share_all_rows(cache: TeacherCache, home: Path, person: str) -> TeacherCache
     """The same rows with one more person, about whom every question is asked too."""
     digest = person_digest(cache.lineage, person)
     twins = [dataclasses.replace(sample, person=digest) for sample in samples_of(cache)]
-    builder = start_derived(home, cache, [*samples_of(cache), *twins], {}, "extend")
+    builder = start_derived(home, cache, sorted([*samples_of(cache), *twins]), {}, "extend")
     assert copy_known_blocks(builder, KnownRows(cache)) == []
     return TeacherCache.open(builder.assemble())
 

@@ -61,21 +61,21 @@ class Forwards:
     """Count the examples an engine is asked for, and the models that are loaded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from viker.precompute import open_teacher
+        from viker.precompute import open_teacher, teacher
 
         self.examples = self.models = 0
-        self._engine, self._load = open_teacher._engine, open_teacher.load_model
-        monkeypatch.setattr(open_teacher, "_engine", self._counted_engine)
+        self._open, self._load = teacher.open_teacher, open_teacher.load_model
+        monkeypatch.setattr(teacher, "open_teacher", self._counted_open)
         monkeypatch.setattr(open_teacher, "load_model", self._counted_load)
 
-    def _counted_engine(self, *arguments: Any) -> Any:
-        name, rows_of = self._engine(*arguments)
+    def _counted_open(self, *arguments: Any) -> Any:
+        opened = self._open(*arguments)
 
         def counted(pending: Any) -> Any:
             self.examples += len(pending)
-            return rows_of(pending)
+            return opened.rows_of(pending)
 
-        return name, counted
+        return opened._replace(rows_of=counted)
 
     def _counted_load(self, *arguments: Any, **options: Any) -> Any:
         self.models += 1

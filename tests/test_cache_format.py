@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -168,3 +170,28 @@ def test_empty_answers_are_refused(tmp_path):
     for samples in ([], [Sample(b"k" * 16, b"p" * 16, 5, 0, (0, 1))]):
         with pytest.raises(CacheError, match="at least one sample"):
             CacheBuilder(tmp_path, fingerprint, {}, samples, POOL)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_order_in_which_rows_are_made_leaves_no_trace(tmp_path, seed):
+    lengths = [3, 1, 4, 1, 5, 9, 2, 6] * 7
+    sealed = [tmp_path / "sorted", tmp_path / "shuffled"]
+    for home in sealed:
+        builder = make_builder(home, lengths)
+        if home == sealed[1]:
+            samples = random.Random(seed).sample(builder.samples, len(lengths))
+            shutil.rmtree(builder.staging)
+            builder = CacheBuilder(home, builder.fingerprint, builder.build, samples, POOL)
+        for block, (start, stop) in enumerate(builder.blocks):
+            made = [make_rows(sample.num_rows, sample.token_hash % 1000) for sample in builder.samples[start:stop]]
+            builder.write_block(block, {name: np.concatenate([rows[name] for rows in made]) for name in made[0]})
+        builder.assemble()
+    assert tree_bytes(sealed[0]) == tree_bytes(sealed[1])
+
+
+def test_samples_of_one_row_key_must_lie_side_by_side(tmp_path):
+    builder = make_builder(tmp_path, [3, 2])
+    first, second = builder.samples
+    again = dataclasses.replace(first, person=bytes(16))
+    with pytest.raises(AssertionError, match="side by side"):
+        CacheBuilder(tmp_path / "other", builder.fingerprint, {}, [first, second, again], POOL)

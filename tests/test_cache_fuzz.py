@@ -156,7 +156,7 @@ KEY = "ab" * 32
 
 def block_of(header: bytes, values: bytes) -> bytes:
     body = header + b"\n" + values
-    return b"viker/block/1 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return b"viker/block/2 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def sound_block() -> tuple[dict[str, Any], bytes]:

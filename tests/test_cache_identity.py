@@ -32,7 +32,7 @@ OTHER = make_fingerprint(
     draw={"policy": "shared", "seed": 1, "num_references": 3},
     pool="other",
     teacher_dtype="bfloat16",
-    quantization={"bits": 4},
+    quantization="nf4",
     storage={"ids": "uint32", "logprobs": "float32"},
     rows="other",
 )
@@ -41,8 +41,8 @@ FORBIDDEN = {
     "rendering.template", "rendering.chat_template", "rendering.system_prompt", "rendering.score_end_token",
     "intervention.kind", "intervention.answers", "intervention.prompt",
 }  # fmt: skip
-BY_NAME = {"draw.policy", "draw.seed", "draw.num_references", "pool", "storage.ids", "storage.logprobs"}
-REPORTED = {"teacher_dtype", "quantization", "quantization.bits", "rows"}
+BY_NAME = {"draw.policy", "draw.seed", "draw.num_references", "pool", "storage.ids", "storage.logprobs", "quantization"}
+REPORTED = {"teacher_dtype", "rows"}
 
 
 def test_equal_fingerprints_differ_in_nothing():

@@ -76,7 +76,7 @@ def test_makers_outlive_those_that_are_killed(makers, whole, tmp_path):
     assert {makers.wait(pid)[0] for pid in doomed} == {-signal.SIGKILL}
     assert [makers.wait(pid) for pid in pids] == [(0, "")] * 2
     assert time.monotonic() - begun < 30, "not the minute of a claim's timeout"
-    assert NUM_BLOCKS <= len(computed(home)) <= NUM_BLOCKS + 2, "a block a kill"
+    assert NUM_BLOCKS <= len(computed(home)) <= NUM_BLOCKS + 4, "two blocks a kill at most"
     assert tree_bytes(home) == whole
 
 
@@ -87,7 +87,7 @@ def test_all_makers_killed_and_started_again(makers, whole, tmp_path):
         for pid in pids:
             makers.wait(pid)
     assert makers.run(home, timeout_s=5.0) == (0, "")
-    assert len(computed(home)) <= NUM_BLOCKS + 12
+    assert len(computed(home)) <= NUM_BLOCKS + 24
     assert tree_bytes(home) == whole
 
 
@@ -112,13 +112,13 @@ def test_parts_at_once_one_of_which_is_killed(makers, whole, tmp_path):
     assert makers.run(home, "whole") == (0, ""), "a run without --part completes it"
     blocks = [block for _, block in computed(home)]
     assert set(blocks) == set(range(NUM_BLOCKS))
-    assert len(blocks) <= NUM_BLOCKS + 1
+    assert len(blocks) <= NUM_BLOCKS + 2
     assert tree_bytes(home) == whole
 
 
 @pytest.mark.parametrize("clock", ["right", "a day ahead", "a day behind"])
 def test_a_stopped_maker_of_another_host_costs_the_timeout(clock, makers, whole, tmp_path):
-    """It holds a block, alive and silent: others wait for its claim to grow old, and it may wake up when it likes."""
+    """It holds three blocks, alive and silent: others wait for its claims to grow old; it may wake up when it likes."""
     home, skew = tmp_path / "home", {"right": 0, "a day ahead": 86400, "a day behind": -86400}[clock]
     stopped = makers.start(home, "stopped", host="elsewhere", stop_in="block fsynced")
     wait_until(lambda: is_stopped(stopped))
@@ -130,7 +130,7 @@ def test_a_stopped_maker_of_another_host_costs_the_timeout(clock, makers, whole,
     assert makers.wait(stopped) == (0, ""), "it finds the cache sealed"
     assert 1.0 < waited < 20.0
     assert [name for name, block in computed(home) if block == 0] == ["stopped", "maker"]
-    assert len(computed(home)) == NUM_BLOCKS + 1
+    assert NUM_BLOCKS < len(computed(home)) <= NUM_BLOCKS + 3, "what it had in hand"
     assert tree_bytes(home) == whole
 
 
@@ -301,20 +301,18 @@ from pathlib import Path
 
 import ray
 from viker.tests.cache_maker import share_work
-from viker.tests.cache_samples import fill_block
 
 home = Path(sys.argv[1])
 
 @ray.remote(num_cpus=1, max_retries=1)
 def work(name):
-    def compute(builder, block):
+    def compute(block):
         with home.with_name("home.log").open("a") as log:
             log.write(f"{name} {block}\\n")
         time.sleep(0.1)
         if block > 3 and name == "worker-0" and not (home.parent / "died").exists():
             (home.parent / "died").touch()
             os.kill(os.getpid(), 9)
-        fill_block(builder, block)
 
     share_work(home, compute)
 
@@ -337,5 +335,5 @@ def test_ray_workers_share_a_cache_and_survive_one_of_them(whole, tmp_path):
     blocks = [block for _, block in computed(home)]
     assert len({name for name, _ in computed(home)}) == 3
     assert set(blocks) == set(range(NUM_BLOCKS))
-    assert len(blocks) == NUM_BLOCKS + 1, "the block that the killed worker was at"
+    assert NUM_BLOCKS < len(blocks) <= NUM_BLOCKS + 2, "the block that the killed worker was at, the one it was writing"
     assert tree_bytes(home) == whole

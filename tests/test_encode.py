@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from viker.data.example import DataError, EncodedImage, Example, Message, ask_about
+from viker.models import load as load_module
 from viker.models.encode import Encoder, answer_rows, collate
 from viker.models.load import load_encoder, resolve
 from viker.models.pictures import decode
@@ -122,6 +123,24 @@ def test_a_template_that_ends_in_a_space_may_lose_that_one_token(tiny_model_dir,
 def test_a_template_that_rewrites_the_prompt_is_refused(tiny_model_dir, tmp_path):
     with pytest.raises(DataError, match=r"x/1: .*--chat-template"):
         chat_encoder(tiny_model_dir, REWRITING, tmp_path).ids(asked())
+
+
+@pytest.mark.parametrize("closing", ["", " ", "<\\\\s> ", "\n\n"])
+@pytest.mark.parametrize("score_end_token", [True, False])
+def test_where_a_template_writes_no_end_token_the_answer_ends_with_its_text(
+    tiny_model_dir, tmp_path, closing, score_end_token
+):
+    template = CHAT_TEMPLATE.replace("{{ eos_token }}", closing).replace("{{ '\\n' }}", "")
+    encoder = chat_encoder(tiny_model_dir, template, tmp_path, score_end_token=score_end_token)
+    prompt_ids, answer_ids = encoder.ids(asked())
+    assert text_of(encoder, prompt_ids).endswith("assistant:")
+    assert text_of(encoder, answer_ids) == f" {ANSWER}{'</s>' if score_end_token else ''}"
+
+
+def test_a_begin_token_that_the_template_does_not_write_is_added(tiny_model_dir, tmp_path):
+    with_it = chat_encoder(tiny_model_dir, CHAT_TEMPLATE, tmp_path).ids(asked())
+    without = CHAT_TEMPLATE.replace("{{ bos_token }}", "")
+    assert chat_encoder(tiny_model_dir, without, tmp_path).ids(asked()) == with_it
 
 
 @pytest.mark.parametrize("template", ["llava", "chat"])
@@ -251,6 +270,15 @@ def test_a_processor_without_image_token_is_refused(encoder):
 
     with pytest.raises(DataError, match="expected a processor with an image token"):
         Encoder(TextOnly(), encoder.rendering, context_length=9, vocab_size=9, where=Path("model"))
+
+
+def test_a_processor_whose_packages_are_missing_is_one_message(tiny_model_dir, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\n")
+
+    monkeypatch.setattr(load_module.AutoProcessor, "from_pretrained", fail)
+    with pytest.raises(DataError, match=r"requires the Torchvision library .*pip install viker\[families\]"):
+        load_encoder(resolve(str(tiny_model_dir)))
 
 
 def test_equal_pictures_are_read_once(encoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from viker.data.example import Message
 from viker.data.references import make_pool, read_pool
+from viker.models.compiled import compile_text_layers
 from viker.models.interventions import Intervention
-from viker.models.prefix import Prefix
-from viker.precompute.engines import answer_states, shared_prefix
+from viker.models.prefix import Prefix, split_at_image
+from viker.precompute.engines import shared_prefix
 from viker.precompute.engines.naive import naive_rows
-from viker.precompute.engines.rows import Pending, average, entropy
+from viker.precompute.engines.rows import Pending, average, entropy, number_rows
 from viker.precompute.engines.shared_prefix import SharedPrefixEngine, disagreement_with_naive
 
 if TYPE_CHECKING:
@@ -100,10 +102,14 @@ def test_earlier_turns_agree_with_the_oracle(tiny, ragged, references):
     assert_same_rows(shared_rows(tiny, work), list(naive_rows(tiny.model, work, tiny.encoder.pad_id)))
 
 
-@pytest.mark.parametrize("options", [{"token_budget": 1}, {"token_budget": 100_000}, {"prefix_bytes": 0}])
-def test_rows_do_not_depend_on_budgets(tiny, ragged, references, options):
-    work = pending_of(tiny, ragged, references)
-    assert_same_rows(shared_rows(tiny, work, **options), shared_rows(tiny, work))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"token_budget": 1}, {"token_budget": 60}, {"token_budget": 100_000}, {"prefix_bytes": 0}]
+)
+def test_rows_do_not_depend_on_budgets(tiny, ragged, references, options, shared):
+    asked = [dataclasses.replace(example, messages=ragged[0].messages) for example in ragged]  # batches overlap
+    work = pending_of(tiny, [*ragged, *asked], dataclasses.replace(references, shared=shared))
+    assert_same_rows(shared_rows(tiny, work, **options), list(naive_rows(tiny.model, work, tiny.encoder.pad_id)))
 
 
 def test_rows_come_in_the_order_asked(tiny, ragged, references):
@@ -159,8 +165,8 @@ def test_mean_entropy_is_that_of_each_image_averaged(tiny, ragged, references):
 
 def test_entropy_of_a_certain_token_is_zero_and_of_a_uniform_row_log_v():
     logits = torch.tensor([[0.0, float("-inf"), float("-inf")], [0.0, 0.0, 0.0]])
-    assert entropy(logits.log_softmax(-1)).tolist() == pytest.approx([0.0, 1.0986123], abs=1e-6)
-    assert not entropy(torch.full((1, 3), -200.0)).isnan().any()
+    logprobs = logits.log_softmax(-1)
+    assert entropy(logprobs.exp(), logprobs).tolist() == pytest.approx([0.0, 1.0986123], abs=1e-6)
 
 
 def test_average_of_one_image_is_itself():
@@ -177,8 +183,7 @@ def test_the_self_check_finds_no_disagreement_here(tiny, ragged, references):
 def test_the_self_check_finds_a_model_whose_prefix_is_not_what_it_saw(tiny, ragged, references, monkeypatch):
     def perturbed(*arguments: Any) -> Prefix:
         prefix = compute_prefix(*arguments)
-        segments = [[(keys, values.flip(2)) for keys, values in layers] for layers in prefix.segments]
-        return Prefix(tuple(segments), prefix.length)
+        return Prefix([(keys, values.flip(2)) for keys, values in prefix.layers], prefix.length)
 
     compute_prefix = shared_prefix.compute_prefix
     monkeypatch.setattr(shared_prefix, "compute_prefix", perturbed)
@@ -187,18 +192,53 @@ def test_the_self_check_finds_a_model_whose_prefix_is_not_what_it_saw(tiny, ragg
     assert disagreement_with_naive(engine, tiny.model, work[2], tiny.encoder.pad_id) > 0.02
 
 
-def test_a_question_that_several_answers_follow_runs_once(tiny, training_examples, references, monkeypatch):
-    answers = ("No.", "Yes, in Lisbon.", "Y")
+def test_what_is_asked_and_answered_alike_behind_an_image_runs_once(tiny, training_examples, references, monkeypatch):
+    answers = ("No.", "Yes, in Lisbon.", "Yes, in Rome.", "Y")
     asked = [dataclasses.replace(training_examples[0], answer=answer) for answer in answers]
     image = references.pool.images[0]
     work = [Pending([tiny.encoder.encode(example, [image])], [(image.sha256,)]) for example in asked]
-    lengths = []
+    num_tokens, num_states = [], []
 
-    def count(model: Any, suffixes: Any) -> Any:
-        lengths.extend(len(ids) for _, ids in suffixes)
-        return run_suffixes(model, suffixes)
+    def count(model: Any, prefixes: Any, forest: Any) -> Any:
+        num_tokens.append(len(forest.tokens))
+        return run_forest(model, prefixes, forest)
 
-    run_suffixes = answer_states.run_suffixes
-    monkeypatch.setattr(answer_states, "run_suffixes", count)
-    assert_same_rows(shared_rows(tiny, work), list(naive_rows(tiny.model, work, tiny.encoder.pad_id)))
-    assert sorted(lengths) == sorted(item.num_rows - 1 for item in work if item.num_rows > 1)
+    run_forest, head = shared_prefix.run_forest, tiny.model.get_output_embeddings()
+    expected = list(naive_rows(tiny.model, work, tiny.encoder.pad_id))
+    monkeypatch.setattr(shared_prefix, "run_forest", count)
+    counting = head.register_forward_hook(lambda _module, inputs, _output: num_states.append(len(inputs[0])))
+    found = list(SharedPrefixEngine(tiny.model, token_budget=4096).rows(work))
+    counting.remove()
+    assert_same_rows(found, expected)
+    length, _ = split_at_image(work[0].shown[0])
+    suffixes = [item.shown[0].input_ids[len(length) : -1] for item in work]
+    answers_so_far = {item.answer_ids[:end] for item in work for end in range(item.num_rows)}
+    assert num_tokens == [len({suffix[:end] for suffix in suffixes for end in range(1, len(suffix) + 1)})]
+    assert num_states[-1] == len(answers_so_far) < sum(item.num_rows for item in work)
+
+
+def test_rows_are_numbered_alike_only_under_the_same_images(tiny, training_examples, references):
+    item, other = pending_of(tiny, [training_examples[0]] * 2, references)
+    assert item.image_digests != other.image_digests
+    longer = dataclasses.replace(item, shown=[dataclasses.replace(item.shown[0], answer_ids=(*item.answer_ids, 9))])
+    first, second, third = number_rows([item, other, longer])
+    assert len({*first, *second}) == 2 * item.num_rows
+    assert third == [*first, 2 * item.num_rows]
+
+
+def test_a_block_with_more_averages_than_memory_is_cut(tiny, ragged, references, monkeypatch):
+    work = pending_of(tiny, ragged, references)
+    expected = shared_rows(tiny, work)
+    monkeypatch.setattr(shared_prefix, "SUM_BYTES", 4 * tiny.encoder.vocab_size * 8)
+    assert_same_rows(shared_rows(tiny, work), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch 2.13's own, when its compiler is loaded
+def test_compiled_layers_give_the_same_rows(tiny, ragged, references):
+    model = copy.deepcopy(tiny.model)
+    compile_text_layers(model)
+    work = pending_of(tiny, ragged, references)
+    compiled = list(SharedPrefixEngine(model, token_budget=256).rows(work))
+    assert_same_rows(compiled, shared_rows(tiny, work))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

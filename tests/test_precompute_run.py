@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +14,23 @@ import torch
 from cache_samples import tree_bytes
 from viker.data.example import DataError, EncodedImage, Message
 from viker.data.references import make_pool, read_pool
+from viker.models.encode import Encoder
 from viker.models.identity import teacher_identity, weights_digest
 from viker.models.interventions import Intervention
 from viker.models.load import load_encoder, load_model, resolve
 from viker.models.lora import add_lora
 from viker.precompute.cache import TeacherCache, person_digest
 from viker.precompute.engines.naive import naive_rows
-from viker.precompute.engines.rows import entropy
 from viker.precompute.reading.summary import summarize
 from viker.precompute.reading.verify import verify
-from viker.precompute.run import Request, compute_blocks, make_request, start_builder
+from viker.precompute.run import (
+    Request,
+    block_arrays,
+    compute_blocks,
+    make_request,
+    samples_of_block,
+    start_builder,
+)
 from viker.precompute.sharing.lookup import look_up
 
 if TYPE_CHECKING:
@@ -239,7 +247,7 @@ def test_rows_are_the_teachers_averaged_distributions(ask, examples, reference, 
         mean_MV = sum(means) / len(means)
         answers_M1 = torch.tensor(work.answer_ids)[:, None]
         np.testing.assert_allclose(rows.answer_logprob_N, mean_MV.gather(1, answers_M1)[:, 0].log(), atol=1e-4)
-        np.testing.assert_allclose(rows.entropy_N, entropy(mean_MV.log()), atol=1e-4)
+        np.testing.assert_allclose(rows.entropy_N, -torch.xlogy(mean_MV, mean_MV).sum(-1), atol=1e-4)
         np.testing.assert_allclose(rows.kept_logprobs_NK, mean_MV.topk(8).values.log(), atol=4e-3)
 
 
@@ -337,3 +345,68 @@ def test_a_summary_says_what_was_made(ask, examples, reference, tiny, tmp_path):
     assert summary["rows"] == sum(len(work.answer_ids) for work in request.works)
     assert summary["key_tokens"] == summary["rows"]
     assert summary["answer_probability_at_normal_tokens"] is None
+
+
+def test_overlapped_or_block_by_block_a_cache_has_the_same_bytes(ask, examples, reference, tiny, tmp_path):
+    request = ask(examples)
+    overlapped = run(tmp_path / "overlapped", request, reference, tiny, CountedRows(tiny))
+    builder = start_builder(tmp_path / "in-turns", request, reference, {"source": "tests"})
+    for block in range(len(builder.blocks)):
+        arrays = block_arrays(
+            samples_of_block(builder, block), request.by_row_key, reference, tiny.encoder, CountedRows(tiny),
+            request.fingerprint,
+        )  # fmt: skip
+        builder.write_block(block, arrays, "cpu")
+    assert tree_bytes(builder.assemble()) == tree_bytes(overlapped.root)
+
+
+def test_an_image_that_cannot_be_decoded_is_named_and_what_came_before_it_is_staged(
+    ask, examples, reference, tiny, tmp_path
+):
+    """The error of the thread that reads ahead is the one that reading in turns would raise."""
+    request = ask(examples, Intervention(kind="self"))
+    builder = start_builder(tmp_path, request, Intervention(kind="self"), {})
+    broken_block = 7
+    key = samples_of_block(builder, broken_block)[0].row_key
+    unreadable = (EncodedImage(b"no picture", "x.png"),)
+    broken = dataclasses.replace(
+        request,
+        works=tuple(
+            dataclasses.replace(work, example=dataclasses.replace(work.example, images=unreadable))
+            if work.row_key == key
+            else work
+            for work in request.works
+        ),
+    )
+    with pytest.raises(DataError, match=r"x\.png: expected a picture that Pillow can read"):
+        compute_blocks(builder, broken, Intervention(kind="self"), tiny.encoder, CountedRows(tiny), "cpu")
+    assert start_builder(tmp_path, request, Intervention(kind="self"), {}).complete_blocks() == list(
+        range(broken_block)
+    )
+    assert not list(builder.staging.glob("*.claim"))
+
+
+def test_the_encoder_is_used_by_one_thread_at_a_time(ask, examples, reference, tiny, tmp_path, monkeypatch):
+    """Tokenizers and their memos are not made for two; while blocks are computed it belongs to the reader."""
+    names = set()
+    real = Encoder.assemble
+
+    def assemble(self: Encoder, *arguments: Any) -> Any:
+        names.add(threading.current_thread().name)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Encoder, "assemble", assemble)
+    run(tmp_path, ask(examples), reference, tiny, CountedRows(tiny))
+    assert len(names) == 1
+    assert names.pop().startswith("precompute-reader")
+
+
+def test_how_long_the_engine_computed_and_waited_is_returned(ask, examples, reference, tiny, tmp_path):
+    request = ask(examples[:8])
+    builder = start_builder(tmp_path, request, reference, {})
+    made = compute_blocks(builder, request, reference, tiny.encoder, CountedRows(tiny), "cpu")
+    waited = made.spent.waiting_for_input + made.spent.waiting_for_writer
+    assert 0 < made.spent.computing < made.spent.total
+    assert made.spent.computing + waited <= made.spent.total
+    nothing = compute_blocks(builder, request, reference, tiny.encoder, CountedRows(tiny), "cpu")
+    assert (nothing.num_pairs, nothing.spent.computing) == (0, 0.0)

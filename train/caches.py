@@ -99,7 +99,9 @@ def find_cache(
     assert taken.keys() <= {*_DECIDED_BY_CACHE, *overridden}, f"unexpected difference {taken}"
     for field in sorted(taken.keys() & set(overridden)):
         announce(f"train: WARNING: --override {field}: cache {taken[field][0]}, student {taken[field][1]}")
-    announce(f"train: {kind} rows from {cache.root}{source}, teacher in {cache.fingerprint['teacher_dtype']}")
+    bits = cache.fingerprint["quantization"]
+    computes = cache.fingerprint["teacher_dtype"] + (f", weights in {bits}" if bits else "")
+    announce(f"train: {kind} rows from {cache.root}{source}, teacher in {computes}")
     return cache
 
 

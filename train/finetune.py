@@ -19,7 +19,7 @@ from ..data.example import Example
 from ..models.augment import augment
 from ..models.encode import Encoder
 from ..models.forward import answer_logits, to_device
-from ..models.pack import Packed, pack
+from ..models.pack import Packed, pack_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def finetune(
         losses, right_shares = [], []
         for batch in _batches(epoch_order(examples, seed, epoch, group_size), batch_size):
             rows = [encoder.encode(example) for example in batch]
-            packed = pack(rows, pad_id=encoder.pad_id, group_size=group_size)
+            packed = pack_for(model, rows, pad_id=encoder.pad_id, group_size=group_size)
             if augment_pictures and "pixel_values" in packed.inputs:
                 packed.inputs["pixel_values"] = augment(packed.inputs["pixel_values"], seed, step)
             loss, right = _loss(model, packed, accelerator.device)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..data.example import DataError
 from ..models.encode import Encoder, answer_rows, collate
 from ..models.forward import answer_logits, to_device
-from ..models.pack import pack
+from ..models.pack import pack_for
 from .batches import Item, count_steps, draw_batches, share_of, stack_rows
 from .losses import TeacherRows, adaptive_ascent, answer_logprobs, ascent, bucket, forward_kl
 from .methods import Method
@@ -197,7 +197,7 @@ def student_logits(model: Any, encoder: Encoder, items: Sequence[Item], group_si
     rows = [encoder.assemble(item.example, item.prompt_ids, item.answer_ids, item.example.images) for item in items]
     weights = next(model.parameters())
     if group_size > 1:
-        packed = pack(rows, pad_id=encoder.pad_id, group_size=group_size)
+        packed = pack_for(model, rows, pad_id=encoder.pad_id, group_size=group_size)
         return answer_logits(
             model, to_device(packed.inputs, weights.device, weights.dtype), packed.batch_M, packed.position_M
         )

@@ -15,7 +15,7 @@ from ..data.example import DataError, Example
 from ..data.sources import open_source
 from ..models.identity import weights_digest
 from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
-from ..models.lora import add_lora
+from ..models.lora import add_lora, vision_tower
 from ..models.render import write_rendering
 from ..models.tiny import build_tiny_llava
 from .finetune import EpochLog, finetune
@@ -97,6 +97,7 @@ def _trainable(loaded: Loaded, options: Mapping[str, Any]) -> Any:
             dropout=0.0,
             base=loaded.checkpoint.weights,
         )
-    for name, weight in loaded.model.named_parameters():
-        weight.requires_grad = not (options["freeze_vision"] and "vision_tower" in name)
+    loaded.model.requires_grad_(True)
+    if options["freeze_vision"]:
+        vision_tower(loaded.model).requires_grad_(False)
     return loaded.model

@@ -32,7 +32,7 @@ FIELD_RULES: dict[str, Rule] = {
     "pool": "equal-if-named",
     "storage": "equal-if-named",
     "teacher_dtype": "may-differ",
-    "quantization": "may-differ",
+    "quantization": "equal-if-named",
     "rows": "covers",  # a digest cannot say so: the row keys are compared when the cache is opened
     "vocab_size": "equal",
 }
@@ -60,7 +60,8 @@ def make_fingerprint(
     """Return the fingerprint of a cache.
 
     Args:
-        model: weights, tokenizer, processor and rendering, as `models/identity.py` digests them.
+        model: weights, tokenizer, processor and rendering, as `models/identity.py` digests them; `quantization` too
+            where they are loaded in few bits.
         intervention: intervention, draw and pool, as `models/interventions.py` states them.
         top_k: tokens kept a row.
         vocab_size: width of the model's logits.
@@ -70,11 +71,11 @@ def make_fingerprint(
     """
     return {
         "schema": FINGERPRINT_SCHEMA,
+        "quantization": None,
         **model,
         "objective": {"average": "probability", "temperature": "1", "top_k": top_k, "tail": "bucket"},
         **intervention,
         "teacher_dtype": teacher_dtype,
-        "quantization": None,
         "storage": {"ids": "uint16" if vocab_size <= 65535 else "uint32", "logprobs": logprob_dtype},
         "rows": rows_digest(row_keys),
         "vocab_size": vocab_size,

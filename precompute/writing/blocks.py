@@ -1,8 +1,10 @@
 """Block files and the folder discipline around them: whole or absent, checked before use, as shared as their home.
 
-A block file is one line "viker/block/1 <sha256 of the rest>", one line of canonical JSON {key, block, device, arrays},
-where arrays lists [name, dtype, shape], and the arrays' raw bytes in that order. No pickle and no dates: the same rows
-give the same bytes.
+A block file is one line "viker/block/2 <sha256 of the rest>", one line of canonical JSON {key, block, device, engine,
+token_budget, arrays}, where arrays lists [name, dtype, shape], and the arrays' raw bytes in that order. No pickle and
+no dates: the same rows give the same bytes. Device, engine and token budget (null where an engine has none) are those
+of whoever computed the block; they go to build.json when the cache is sealed, by a process that need not have computed
+any.
 
 What is written here outlives its process, so it is fsynced before it gets its name, and a failing disk is one error
 with a way on. It also outlives its user's umask: files and folders take their permissions from the folder they lie in,
@@ -22,7 +24,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +35,10 @@ from ...data.example import canonical_json
 from ..reading.layout import ArrayPlan, ListedFile, plain_files
 from ..reading.untrusted import json_value
 
-BLOCK_SCHEMA = "viker/block/1"
+BLOCK_SCHEMA = "viker/block/2"
 MOST_HEADER = 1 << 14  # bytes of both lines; real ones have 1 KB
-MOST_DEVICE = 1 << 12  # characters
+MOST_MAKER = 1 << 12  # characters of a device or an engine
+_MADE = ("device", "engine", "token_budget")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FAILING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
@@ -50,13 +53,28 @@ class BlockHeader(NamedTuple):
     """What computed a block, and where each of its arrays starts in the file."""
 
     device: str
+    engine: str
+    token_budget: int | None
     starts: dict[str, int]
 
 
-def pack_block(key: str, block: int, arrays: Mapping[str, NDArray[Any]], device: str) -> bytes:
-    """Return the bytes of a block file."""
+def as_stored(name: str, array: NDArray[Any], plan: ArrayPlan) -> NDArray[Any]:
+    """Return an array in its storage type, without changing a value that the order or the range depends on."""
+    assert array.shape == plan.shape, f"{name}: {array.shape} is not {plan.shape}"
+    if name == "token/kept_id":
+        assert not array.size or 0 <= array.min() <= array.max() <= np.iinfo(plan.dtype).max, "ids of the vocabulary"
+    assert name != "token/kept_logprob" or array.dtype == plan.dtype, "rows are ordered by stored value: cast first"
+    return array.astype(plan.dtype, copy=False)
+
+
+def pack_block(
+    key: str, block: int, arrays: Mapping[str, NDArray[Any]], device: str, engine: str = "",
+    token_budget: int | None = None,
+) -> bytes:  # fmt: skip
+    """Return the bytes of a block file; rows that were copied name no engine."""
     listed = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
-    header = canonical_json({"key": key, "block": block, "device": device, "arrays": listed})
+    made = {"device": device, "engine": engine, "token_budget": token_budget}
+    header = canonical_json({"key": key, "block": block, **made, "arrays": listed})
     parts: list[bytes | memoryview] = [
         header,
         b"\n",
@@ -82,16 +100,30 @@ def read_header(path: Path, key: str, block: int, plans: Mapping[str, ArrayPlan]
     line = body[: body.find(b"\n")]
     header = json_value(path, line)
     planned = [[name, plan.dtype, list(plan.shape)] for name, plan in plans.items()]
-    device = header.get("device") if isinstance(header, dict) else None
-    if not isinstance(device, str) or len(device) > MOST_DEVICE:
+    made = {name: header.get(name) if isinstance(header, dict) else None for name in _MADE}
+    device, engine, budget = made.values()
+    if not all(isinstance(maker, str) and len(maker) <= MOST_MAKER for maker in (device, engine)):
         raise ValueError("it does not say what computed it")
-    if header != {"key": key, "block": block, "device": device, "arrays": planned}:
+    if budget is not None and type(budget) is not int:
+        raise ValueError("its token budget is no number")
+    if header != {"key": key, "block": block, **made, "arrays": planned}:
         raise ValueError("it holds another block")
     start = len(title) + 1 + len(line) + 1
     if len(content) != start + sum(sizes.values()):
         raise ValueError(f"it has {len(content) - start} bytes of rows, not {sum(sizes.values())}")
     ends = itertools.accumulate(sizes.values(), initial=start)
-    return BlockHeader(device, dict(zip(sizes, ends, strict=False)))
+    return BlockHeader(str(device), str(engine), budget, dict(zip(sizes, ends, strict=False)))
+
+
+def makers(headers: Sequence[BlockHeader]) -> dict[str, Any]:
+    """Return what build.json says of whoever computed the blocks: device and token budget of each, engines of all."""
+    engines = " + ".join(sorted({header.engine for header in headers} - {""}))
+    budgets = [header.token_budget for header in headers]
+    return {
+        **({"engine": engines} if engines else {}),
+        **({"block_token_budgets": budgets} if any(budgets) else {}),
+        "block_devices": [header.device for header in headers],
+    }
 
 
 def _read_at_most(path: Path, most: int) -> bytes:

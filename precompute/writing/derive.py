@@ -108,7 +108,8 @@ def start_derived(
         CacheMismatch: when another run is making this key with other samples.
         StorageError: when the folder cannot be written.
     """
-    made = {name: value for name, value in {**parent.build, **build}.items() if name != "block_devices"}
+    of_blocks = ("block_devices", "block_token_budgets")
+    made = {name: value for name, value in {**parent.build, **build}.items() if name not in of_blocks}
     recorded = {**made, "parents": [{"key": parent.key, "root": parent.root_digest}], "derived": derived}
     pool = [digest.tobytes() for digest in parent.reference_sha256]
     return CacheBuilder(home, fingerprint_of(parent, samples), recorded, samples, pool)

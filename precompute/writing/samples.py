@@ -1,7 +1,8 @@
 """What a cache is going to hold, before any row is known: its samples, cut into the blocks that makers compute.
 
-A block is whole samples in sorted order, and samples of one row key share a block, so that the teacher runs once for
-them. Where blocks lie and who computes them is `store.py`'s.
+A block is whole samples in the order given, and samples of one row key share a block, so that the teacher runs once for
+them. Which order saves work is its maker's to know; a sealed cache is sorted whatever it was. Where blocks lie and who
+computes them is `store.py`'s.
 """
 
 # n samples, k references, M pool images
@@ -19,7 +20,7 @@ from ...data.example import canonical_json
 from ..cache import CacheError, Fingerprint
 
 ROWS_PER_BLOCK = 4096
-LEAST_BLOCKS = 20  # of a cache with that many samples: a kill costs at most a twentieth
+LEAST_BLOCKS = 20  # of a cache with that many samples: a kill costs one of them, rarely two
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -49,7 +50,7 @@ def plan_blocks(lengths_n: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def blocks_of(samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    """Cut sorted samples into blocks and return their (start, stop); samples of one row key stay together."""
+    """Cut samples into blocks and return their (start, stop); samples of one row key stay together."""
     groups = [list(group) for _, group in itertools.groupby(samples, key=lambda sample: sample.row_key)]
     bounds = [0, *itertools.accumulate(map(len, groups))]
     lengths = [sum(sample.num_rows for sample in group) for group in groups]
@@ -66,6 +67,8 @@ def check_samples(samples: Sequence[Sample], pool_sha256: Sequence[bytes], finge
     if not samples or min(sample.num_rows for sample in samples) < 1:
         raise CacheError("Expected at least one sample, each with an answer token; found none, or an empty answer.")
     assert len(pairs) == len(samples), "one sample a row key and person"
+    runs = sum(1 for _ in itertools.groupby(samples, key=lambda sample: sample.row_key))
+    assert runs == len({sample.row_key for sample in samples}), "samples of one row key lie side by side"
     assert all(len(key) == len(person) == 16 for key, person in pairs)
     assert bool(pool_sha256) == (fingerprint["pool"] is not None)
     k = fingerprint["draw"]["num_references"] if pool_sha256 else 0

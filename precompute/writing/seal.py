@@ -38,6 +38,21 @@ logger = logging.getLogger(__name__)
 RowsOfArray = Callable[[str, int, int], NDArray[Any]]
 
 
+def staging_folder(root: Path) -> Path:
+    """Return where the blocks of a cache are while it is made."""
+    return root.with_name(f"{root.name}.building")
+
+
+def sweep(root: Path) -> None:
+    """Remove what makers of a sealed cache left beside it: the blocks, and seals that came second or were killed.
+
+    Other processes see each folder vanish at once. What cannot be removed is only named in a warning.
+    """
+    if staging_folder(root).exists():
+        remove(staging_folder(root), root)
+    remove_sealing_folders(root)
+
+
 def new_sealing_folder(root: Path) -> Path:
     """Make and return an empty folder beside a cache's place, after removing those of interrupted seals."""
     remove_sealing_folders(root)

@@ -5,6 +5,7 @@
       block-00007                the rows of one block, with a checksum
       block-00007.claim          who computes it: advice that saves work, and is never believed for long
       seal.claim                 who assembles the cache from all blocks
+      token-budget.json ...      what makers agree on besides (`agreed.py`)
       clock                      touched to learn what time it is here
     <key16>.<uuid>.sealing/      the cache while it is assembled; renamed to <key16>/ when its manifest is on disk
 
@@ -19,9 +20,8 @@ Block files are `blocks.py`'s, claims `claims.py`'s, the sealed folder `seal.py`
 `schedule.py`'s, computing rows the engines', the format `cache.py`'s.
 """
 
-# N answer tokens, K kept
+# N answer tokens, R of a range of them, n samples, K kept
 
-import bisect
 import contextlib
 import errno
 import itertools
@@ -40,10 +40,22 @@ from ...data.example import canonical_json
 from ..cache import CacheError, CacheMismatch, Fingerprint, fingerprint_key, row_problems
 from ..reading.layout import ArrayPlan, array_plans
 from ..reading.rows import as_rows
-from .blocks import BlockHeader, StorageError, disk_trouble, make_folder, pack_block, read_header, sync, write_durably
+from .blocks import (
+    MOST_HEADER,
+    BlockHeader,
+    StorageError,
+    as_stored,
+    disk_trouble,
+    make_folder,
+    makers,
+    pack_block,
+    read_header,
+    sync,
+    write_durably,
+)
 from .claims import CLAIM_SECONDS, drop_claim, file_system_now, renewer, renewing, take_claim
 from .samples import Sample, blocks_of, check_samples, plan_blocks, plan_bytes, sample_arrays
-from .seal import new_sealing_folder, publish, remove, remove_sealing_folders, write_cache
+from .seal import new_sealing_folder, publish, remove, staging_folder, sweep, write_cache
 
 __all__ = ["CacheBuilder", "Sample", "StorageError", "plan_blocks", "sweep"]
 
@@ -52,32 +64,18 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # between two looks at what another process is doing
 
 
-def sweep(root: Path) -> None:
-    """Remove what makers of a sealed cache left beside it: the blocks, and seals that came second or were killed.
-
-    Other processes see each folder vanish at once. What cannot be removed is only named in a warning.
-    """
-    staging = _staging(root)
-    if staging.exists():
-        remove(staging, root)
-    remove_sealing_folders(root)
-
-
 class CacheBuilder:
     """The staging folder of one cache: what to compute, what is there, and the seal.
 
     `samples` are sorted; block i is `samples[slice(*blocks[i])]`, with the rows of its samples end to end. Samples of
-    one row key share a block, so that the teacher runs once for them.
+    one row key share a block, so that the teacher runs once for them. `build["engine"]`, once somebody has set it, is
+    recorded with each block. `on_staged` is told each block written here, and its file.
     """
 
     def __init__(
-        self,
-        home: Path,
-        fingerprint: Fingerprint,
-        build: Mapping[str, Any],
-        samples: Sequence[Sample],
+        self, home: Path, fingerprint: Fingerprint, build: Mapping[str, Any], samples: Sequence[Sample],
         pool_sha256: Sequence[bytes] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Create or join the staging folder of a cache.
 
         Raises:
@@ -86,10 +84,10 @@ class CacheBuilder:
             StorageError: when it cannot be written.
         """
         self.home, self.fingerprint, self.build = home, fingerprint, dict(build)
-        self.samples, self.pool_sha256 = sorted(samples), tuple(pool_sha256)
+        self.samples, self.pool_sha256 = tuple(samples), tuple(pool_sha256)
         self.key = fingerprint_key(fingerprint)
         self.root = home / self.key[:16]
-        self.staging = _staging(self.root)
+        self.staging = staging_folder(self.root)
         check_samples(self.samples, self.pool_sha256, fingerprint)
         self.blocks = blocks_of(self.samples)
         self._rows_before = [0, *itertools.accumulate(sample.num_rows for sample in self.samples)]
@@ -97,6 +95,7 @@ class CacheBuilder:
         self.plans = array_plans(fingerprint, len(self.samples), num_rows, len(self.pool_sha256))
         self._first_rows = [self._rows_before[start] for start, _ in self.blocks]
         self._headers: dict[int, BlockHeader] = {}
+        self.on_staged: Callable[[int, Path], object] = lambda _block, _path: None
         with disk_trouble(home, 0):
             self._refuse_half_a_cache()
             if not self.sealed:
@@ -122,7 +121,7 @@ class CacheBuilder:
         Raises:
             StorageError: when the disk is full or failing.
         """
-        path = self._block_path(block)
+        path = self.block_path(block)
         if path.exists() or not self._take(self._claim_path(block), timeout_s):
             return False
         if path.exists():  # staged between the two
@@ -134,7 +133,9 @@ class CacheBuilder:
         """Renew the claim on a block while it is computed and staged, and drop it at the end, however that comes."""
         return renewing(self._claim_path(block), timeout_s)
 
-    def write_block(self, block: int, arrays: Mapping[str, NDArray[Any]], device: str = "cpu") -> None:
+    def write_block(
+        self, block: int, arrays: Mapping[str, NDArray[Any]], device: str = "cpu", token_budget: int | None = None
+    ) -> None:
         """Check the rows of a block and stage them, whole or not at all.
 
         Args:
@@ -142,28 +143,30 @@ class CacheBuilder:
             arrays: by name in the cache without `token/`: kept_id [N,K] of any integer type, kept_logprob [N,K] in the
                 storage type, and tail_logprob, entropy, answer_logprob, sum_squares, disagreement [N].
             device: what computed them, for build.json.
+            token_budget: in batches of how many tokens, for build.json; None where that plays no part.
 
         Raises:
             CacheError: when the rows are not distributions in the format's order.
             StorageError: when the disk is full or failing.
         """
         plans = self._block_plans(block)
-        stored = {name: _as_stored(name, arrays[name.removeprefix("token/")], plan) for name, plan in plans.items()}
+        stored = {name: as_stored(name, arrays[name.removeprefix("token/")], plan) for name, plan in plans.items()}
         problems = row_problems(as_rows(stored), self.fingerprint["vocab_size"])
         if problems:
             raise CacheError(
                 f"Block {block}: expected rows that are distributions, found: {'; '.join(problems)}. If the teacher "
                 "yields NaN, compute it in float32; if rounding is at fault, store log-probabilities as float32."
             )
-        content = pack_block(self.key, block, stored, device)
+        content = pack_block(self.key, block, stored, device, str(self.build.get("engine", "")), token_budget)
         with disk_trouble(self.home, len(content)):
-            self._stage(self._block_path(block), content)
+            self._stage(self.block_path(block), content)
+        self.on_staged(block, self.block_path(block))
 
     def complete_blocks(self) -> list[int]:
         """Return the blocks that are staged and whole; a damaged one is removed with a warning, to be made again."""
         with disk_trouble(self.home, 0):
             for block in sorted(set(range(len(self.blocks))) - self._headers.keys()):
-                if self._block_path(block).exists():
+                if self.block_path(block).exists():
                     self._verify_block(block)
         return sorted(self._headers)
 
@@ -195,8 +198,7 @@ class CacheBuilder:
 
     def _seal(self, renew: Callable[[], None]) -> None:
         raw_bytes = sum(math.prod(plan.shape) * np.dtype(plan.dtype).itemsize for plan in self.plans.values())
-        devices = [self._headers[block].device for block in range(len(self.blocks))]
-        build = {**self.build, "block_devices": devices}
+        build = {**self.build, **makers([self._headers[block] for block in range(len(self.blocks))])}
         with disk_trouble(self.home, raw_bytes):
             folder = new_sealing_folder(self.root)
             try:
@@ -212,9 +214,7 @@ class CacheBuilder:
 
         A cache that is there is no such sign by itself: it may be ours, its name not yet fsynced.
         """
-        if isinstance(
-            error, FileNotFoundError
-        ):  # its folder was moved away, or blocks were: look again which are there
+        if isinstance(error, FileNotFoundError):  # its folder was moved away, or blocks were: look again
             self._headers.clear()
             return True
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -224,34 +224,40 @@ class CacheBuilder:
 
     @cached_property
     def _sample_arrays(self) -> dict[str, NDArray[Any]]:
-        return sample_arrays(self.samples, self.pool_sha256)
+        return sample_arrays(sorted(self.samples), self.pool_sha256)
+
+    @cached_property
+    def _source_rows(self) -> NDArray[np.int64]:
+        """Where each row of the sealed cache lies among the rows of all blocks."""
+        order = sorted(range(len(self.samples)), key=self.samples.__getitem__)
+        length_n = np.array([self.samples[index].num_rows for index in order])
+        first_n = np.array(self._rows_before)[order]
+        return np.repeat(first_n - (length_n.cumsum() - length_n), length_n) + np.arange(length_n.sum())
 
     def _rows_of_array(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows start:stop of one array; those of tokens are read from the blocks that hold them."""
         if not name.startswith("token/"):
             return self._sample_arrays[name][start:stop]
-        plan, rows = self.plans[name], []
-        for block in range(
-            bisect.bisect_right(self._first_rows, start) - 1, bisect.bisect_left(self._first_rows, stop)
-        ):
-            first = self._first_rows[block]
-            inside = max(start - first, 0), min(stop - first, self.num_rows(block))
-            rows.append(self._read_block(block, name, plan, *inside))
-        return np.concatenate(rows)
+        source_R = self._source_rows[start:stop]
+        rows = np.empty((len(source_R), *self.plans[name].shape[1:]), self.plans[name].dtype)
+        block_R = np.searchsorted(self._first_rows, source_R, "right") - 1
+        for block in np.unique(block_R).tolist():
+            inside_R = block_R == block
+            rows[inside_R] = self._block_array(block, name)[source_R[inside_R] - self._first_rows[block]]
+        return rows
 
-    def _read_block(self, block: int, name: str, plan: ArrayPlan, start: int, stop: int) -> NDArray[Any]:
-        """Read rows start:stop of one array of a block, counted within it."""
-        row_values = math.prod(plan.shape[1:])
-        offset = self._headers[block].starts[name] + start * row_values * np.dtype(plan.dtype).itemsize
-        count = (stop - start) * row_values
-        found = np.fromfile(self._block_path(block), plan.dtype, count, offset=offset)
-        if found.size != count:
+    def _block_array(self, block: int, name: str) -> NDArray[Any]:
+        """Return one array of a staged block, mapped."""
+        plan, path = self.plans[name], self.block_path(block)
+        shape = (self.num_rows(block), *plan.shape[1:])
+        try:
+            return np.memmap(path, plan.dtype, "r", self._headers[block].starts[name], shape)
+        except ValueError as error:
             del self._headers[block]
             raise CacheError(
-                f"{self._block_path(block)}: expected {count} values of {name}, found {found.size}: it changed after "
-                "it was checked. Run the same command again: it computes that block."
-            )
-        return found.reshape(-1, *plan.shape[1:])
+                f"{path}: expected {math.prod(shape)} values of {name}, found fewer: it changed after it was checked. "
+                "Run the same command again: it computes that block."
+            ) from error
 
     def _refuse_half_a_cache(self) -> None:
         if self.root.exists() and not self.sealed:  # in this order: it may be sealed between the two
@@ -280,8 +286,8 @@ class CacheBuilder:
             self._stage(path, plan)
         if path.exists() and path.read_bytes() != plan:
             raise CacheMismatch(
-                f"{self.staging}: expected the plan of this run, found one of the same rows for other people, lengths "
-                "or references. Let that run finish, or remove the folder to start anew."
+                f"{self.staging}: expected the plan of this run, found one of the same rows for other people, lengths, "
+                "references or in another order. Let that run finish, or remove the folder to start anew."
             )
         self._remove_partial_files()
 
@@ -307,7 +313,7 @@ class CacheBuilder:
         return False
 
     def _verify_block(self, block: int) -> None:
-        path = self._block_path(block)
+        path = self.block_path(block)
         try:
             self._headers[block] = read_header(path, self.key, block, self._block_plans(block))
         except FileNotFoundError:  # another process sealed, and removed the folder
@@ -322,7 +328,13 @@ class CacheBuilder:
         plans = array_plans(self.fingerprint, 1, self.num_rows(block), 0)
         return {name: plan for name, plan in plans.items() if name.startswith("token/")}
 
-    def _block_path(self, block: int) -> Path:
+    def most_bytes(self, block: int) -> int:
+        """Return how large the file of a block can be."""
+        sizes = (math.prod(plan.shape) * np.dtype(plan.dtype).itemsize for plan in self._block_plans(block).values())
+        return sum(sizes) + MOST_HEADER
+
+    def block_path(self, block: int) -> Path:
+        """Return where the file of a block is, or will be."""
         return self.staging / f"block-{block:05d}"
 
     def _claim_path(self, block: int) -> Path:
@@ -331,16 +343,3 @@ class CacheBuilder:
     @property
     def _seal_claim(self) -> Path:
         return self.staging / "seal.claim"
-
-
-def _staging(root: Path) -> Path:
-    return root.with_name(f"{root.name}.building")
-
-
-def _as_stored(name: str, array: NDArray[Any], plan: ArrayPlan) -> NDArray[Any]:
-    """Return an array in its storage type, without changing a value that the order or the range depends on."""
-    assert array.shape == plan.shape, f"{name}: {array.shape} is not {plan.shape}"
-    if name == "token/kept_id":
-        assert not array.size or 0 <= array.min() <= array.max() <= np.iinfo(plan.dtype).max, "ids of the vocabulary"
-    assert name != "token/kept_logprob" or array.dtype == plan.dtype, "rows are ordered by stored value: cast first"
-    return array.astype(plan.dtype, copy=False)
