@@ -27,6 +27,8 @@ from ..precompute.engines.rows import Pending, Probabilities, average
 from ..precompute.engines.shared_prefix import SharedPrefixEngine
 from ..precompute.run import stored_rows
 from ..precompute.writing.derive import join_rows
+from ..precompute.writing.overlap import Steps
+from ..precompute.writing.schedule import stage_blocks
 from ..precompute.writing.store import CacheBuilder, Sample
 from .cache import bare_fingerprint
 from .operations import Product, counting
@@ -131,15 +133,22 @@ def shared_prefix(model: Any, token_budget: int) -> RowsOf:
 
 
 def make_cache(home: Path, work: Sequence[Pending], rows_of: RowsOf, vocab_size: int) -> Path:
-    """Compute rows block by block and seal them into a cache, as `viker precompute` does."""
+    """Compute rows block by block and seal them into a cache, by the loop of `viker precompute`."""
     keys = [index.to_bytes(16, "big") for index in range(len(work))]
     fingerprint = bare_fingerprint(keys, top_k=TOP_K, vocab_size=vocab_size, logprob_dtype="float16")
     samples = [Sample(key, bytes(16), 0, item.num_rows) for key, item in zip(keys, work, strict=True)]
     builder = CacheBuilder(home, fingerprint, {}, samples)
-    for block, (start, stop) in enumerate(builder.blocks):
-        builder.claim(block)
-        part = work[start:stop]
-        builder.write_block(block, join_rows(list(stored_rows(rows_of(part), part, fingerprint))))
+
+    def prepare(block: int) -> Iterator[Pending]:
+        return iter(work[slice(*builder.blocks[block])])
+
+    def compute(_block: int, part: list[Pending]) -> dict[str, Any]:
+        return join_rows(list(stored_rows(rows_of(part), part, fingerprint)))
+
+    def num_pairs(block: int) -> int:
+        return sum(len(item.shown) for item in prepare(block))
+
+    stage_blocks(builder, Steps(prepare, compute, builder.write_block), num_pairs)
     return builder.assemble()
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Forest(NamedTuple):
-    """A trie for each prefix, end to end.
+    """A trie for each prefix, end to end; tokens are numbered as suffixes bring them.
 
     `tokens` and `depths` [T]: the id of each token, and how many tokens of its suffix come before it. `bounds`: the
     (start, stop) of each trie. `paths`: for each suffix, in the order given, the place of each of its tokens.
@@ -24,21 +24,28 @@ class Forest(NamedTuple):
     paths: list[list[int]]
 
 
-def plant(groups: Sequence[Sequence[Sequence[int]]]) -> Forest:
-    """Merge suffixes into tries, group by group; every suffix has at least one token."""
+def plant(groups: Sequence[Sequence[tuple[int, ...]]]) -> Forest:
+    """Merge suffixes into tries, group by group; those of a group are sorted, and every one has at least one token."""
     forest = Forest([], [], [], [])
     for suffixes in groups:
         start = len(forest.tokens)
-        place_of: dict[tuple[int, int], int] = {}
+        before = suffixes[0][:0]
+        path: list[int] = []
         for suffix in suffixes:
-            path: list[int] = []
-            for depth, token in enumerate(suffix):
-                branch = (path[-1] if path else -1, token)
-                if branch not in place_of:
-                    place_of[branch] = len(forest.tokens)
-                    forest.tokens.append(token)
-                    forest.depths.append(depth)
-                path.append(place_of[branch])
+            assert not suffix < before, "sorted: what begins alike lies side by side"
+            shared, first = num_shared(before, suffix), len(forest.tokens)
+            forest.tokens.extend(suffix[shared:])
+            forest.depths.extend(range(shared, len(suffix)))
+            path = [*path[:shared], *range(first, len(forest.tokens))]
             forest.paths.append(path)
+            before = suffix
         forest.bounds.append((start, len(forest.tokens)))
     return forest
+
+
+def num_shared(before: Sequence[int], suffix: Sequence[int]) -> int:
+    """Return with how many tokens two suffixes begin alike."""
+    for index, (one, other) in enumerate(zip(before, suffix, strict=False)):
+        if one != other:
+            return index
+    return min(len(before), len(suffix))

@@ -12,6 +12,7 @@ models outside it are untouched. Which tokens make a suffix is `prefix.py`'s.
 # T tokens of all suffixes, t of a part, P of a prefix, n rows of S tokens of which Q ask, H heads, h key-value heads,
 # D head size
 
+import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,17 +59,17 @@ class Layout:
 def lay_out(paths: Sequence[Sequence[int]], parts: Sequence[Part], device: torch.device, dtype: torch.dtype) -> Layout:
     """Lay out T tokens, of which each path is a sequence and any two paths are alike up to where they part.
 
-    A token asks in the first path that has it, so that each row asks with its end. Rows share a call where their ends
-    have lengths between the same powers of two.
+    Tokens are numbered as paths bring them (`forest.py`), and ask in the path that does, so that each row asks with its
+    end. Rows share a call where their ends have lengths between the same powers of two.
     """
-    asked: set[int] = set()
+    num_asked = 0
     by_size: dict[int, list[tuple[Sequence[int], int]]] = {}
     for path in paths:
-        new = sum(token not in asked for token in path)
-        asked.update(path)
+        new = len(path) - bisect.bisect_left(path, num_asked)
+        num_asked += new
         if new:
             by_size.setdefault(new.bit_length(), []).append((path, new))
-    rows, places = [], torch.zeros(len(asked), dtype=torch.long)
+    rows, places = [], torch.zeros(num_asked, dtype=torch.long)
     first = 0
     for _, members in sorted(by_size.items()):
         made = _side_by_side(members, dtype)

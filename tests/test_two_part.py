@@ -57,7 +57,7 @@ def test_suffixes_behind_prefixes_are_whole_sequences(num_key_value_heads):
     with attending(model, lay_out(paths, parts, torch.device("cpu"), torch.float32)):
         found_TV = model(torch.tensor([tokens]), position_ids=torch.tensor([positions]), use_cache=False).logits[0]
     whole = [
-        model(torch.tensor([prefix + suffix])).logits[0, len(prefix) :]
+        model(torch.tensor([[*prefix, *suffix]])).logits[0, len(prefix) :]
         for prefix, group in zip(prefixes, suffixes, strict=True)
         for suffix in group
     ]
@@ -113,6 +113,7 @@ def test_suffixes_that_begin_alike_share_tokens_and_are_whole_sequences(num_key_
     suffixes = [head + ids(9, 3), head, head + ids(9, 3)[:4] + ids(2, 4), ids(3, 5), head + ids(1, 6)]
     cache = DynamicCache(config=model.config)
     model(torch.tensor([prefix]), past_key_values=cache)
+    suffixes = sorted(map(tuple, suffixes))
     forest = plant([suffixes])
     parts = [Part(0, len(forest.tokens), [(layer.keys, layer.values) for layer in cache.layers])]
     positions = [len(prefix) + depth for depth in forest.depths]
@@ -122,12 +123,12 @@ def test_suffixes_that_begin_alike_share_tokens_and_are_whole_sequences(num_key_
         ]
     assert len(forest.tokens) < sum(map(len, suffixes)) - 2 * len(head)
     for suffix, path in zip(suffixes, forest.paths, strict=True):
-        alone_MV = model(torch.tensor([prefix + suffix])).logits[0, len(prefix) :]
+        alone_MV = model(torch.tensor([[*prefix, *suffix]])).logits[0, len(prefix) :]
         torch.testing.assert_close(found_TV[path], alone_MV, atol=2e-5, rtol=1e-4)
 
 
 def test_only_what_begins_alike_behind_one_prefix_is_shared():
-    forest = plant([[[5, 6], [5, 7], [6]], [[5, 6]]])
+    forest = plant([[(5, 6), (5, 7), (6,)], [(5, 6)]])
     assert forest.tokens == [5, 6, 7, 6, 5, 6]
     assert forest.depths == [0, 1, 1, 0, 0, 1]
     assert forest.bounds == [(0, 4), (4, 6)]

@@ -6,6 +6,7 @@ Shapes: k images of an example, M its answer tokens, V vocabulary.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...data.example import EncodedImage
@@ -67,7 +68,8 @@ def number_rows(pending: Sequence[Pending]) -> list[list[int]]:
 
 def entropy(probabilities: Tensor, logprobs: Tensor) -> Tensor:
     """Return the entropy in nats over the last axis; what has no probability adds nothing."""
-    return -(probabilities * logprobs.clamp_min(LEAST_LOGPROB)).sum(-1)
+    products: Tensor = torch.linalg.vecdot(probabilities, logprobs.clamp_min(LEAST_LOGPROB))
+    return -products
 
 
 def average(logprobs_kMV: Tensor) -> Probabilities:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.forest import plant
+from ...models.forest import num_shared, plant
 from ...models.prefix import Prefix, compute_prefix, prefix_bytes, run_forest, split_at_image
 from .naive import naive_rows
 from .prefix_store import prefix_store_for
@@ -125,7 +125,7 @@ class SharedPrefixEngine:
             size = prefix_bytes(self._model, len(key[0]))
             before: tuple[int, ...] = ()
             for place in sorted(places, key=lambda place: (suffixes[place], place)):
-                new = len(suffixes[place]) - _num_shared(before, suffixes[place])
+                new = len(suffixes[place]) - num_shared(before, suffixes[place])
                 is_new = not batch or batch[-1][0] != key
                 if batch and (new > room or (is_new and held + size > self._prefix_bytes)):
                     yield batch
@@ -144,14 +144,6 @@ def _suffix(pending: Sequence[Pending], place: _Place, prefix_length: int) -> tu
     """Return what follows a pair's image; the last answer token predicts nothing that is scored, so it is not run."""
     item, image = place
     return pending[item].shown[image].input_ids[prefix_length:-1]
-
-
-def _num_shared(before: tuple[int, ...], suffix: tuple[int, ...]) -> int:
-    """Return with how many tokens two suffixes begin alike."""
-    for index, (one, other) in enumerate(zip(before, suffix, strict=False)):
-        if one != other:
-            return index
-    return min(len(before), len(suffix))
 
 
 def _cut(pending: Sequence[Pending], most_rows: int) -> Iterator[Sequence[Pending]]:
