@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from .example import DataError, Example
-from .sources import Source
+from .source import Source
 
 Half = Literal["seen", "held-out"]
 

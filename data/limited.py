@@ -7,18 +7,16 @@ the same people.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from .example import Example
-
-if TYPE_CHECKING:
-    from .sources import Source
+from .source import Source
 
 
 class FirstPeople:
     """A source that knows only the first `limit` people to forget, and as many others."""
 
-    def __init__(self, source: "Source", limit: int) -> None:
+    def __init__(self, source: Source, limit: int) -> None:
         self._source, self._limit = source, limit
         self._all = source.people()
         forget = source.forget_people()

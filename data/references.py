@@ -14,7 +14,7 @@ from pathlib import Path
 from .example import DataError, EncodedImage, canonical_json
 from .halves import half_of
 from .portraits import encode_png, noise_picture, pattern_picture
-from .sources import Source
+from .source import Source
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _MAX_IMAGE_BYTES = 64 * 1024 * 1024

@@ -9,51 +9,22 @@ Reading rows belongs to `mllmu.py` and `own.py`; nothing is downloaded before `o
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from .artefact import read_json
-from .example import DataError, Example
+from .example import DataError
 from .limited import FirstPeople
 from .mllmu import FOLDERS, RATIOS, TRAINING_REPOSITORY, MllmuSource
 from .own import LINES_FILE, OwnSource, conversation_files
+from .source import Source
 
 log = logging.getLogger(__name__)
 
 POINTER_FILE = "source.json"
 POINTER_SCHEMA = "viker/source/1"
 DEFAULT_RATIO = 10
-
-
-class Source(Protocol):
-    """Examples about people, and who of them is to be forgotten."""
-
-    @property
-    def location(self) -> Path:
-        """The local directory that is read."""
-
-    @property
-    def commit(self) -> str | None:
-        """The hub commit the data came from, if it came from a hub."""
-
-    def splits(self) -> tuple[str, ...]:
-        """Name what is here, by the published names."""
-
-    def people(self) -> frozenset[str]:
-        """Name everyone who can be forgotten here."""
-
-    def forget_people(self) -> frozenset[str]:
-        """Name the people to forget."""
-
-    def read(self, split: str) -> Iterator[Example]:
-        """Yield the questions of a published folder, or of forget, retain, test or real."""
-
-    def training(self, part: Literal["all", "forget", "retain"]) -> Iterator[Example]:
-        """Yield the training text about everyone, the people to forget, or all others."""
-
-    def skipped(self) -> Mapping[str, Mapping[str, int]]:
-        """Count what the latest read of each split left out, by reason."""
 
 
 def open_source(

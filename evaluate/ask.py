@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.example import Example
 from ..data.halves import half_of
-from ..data.sources import Source
+from ..data.source import Source
 from ..models.encode import Encoder
 from ..models.load import load, pick_device, resolve
 from .generate import answer_likelihoods, generate_replies

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..data.example import Example
 from ..data.sidecar import Sidecar, read_sidecar
-from ..data.sources import Source, open_source
+from ..data.source import Source
+from ..data.sources import open_source
 from ..models.encode import Encoder
 from .ask import collect_questions
 from .generate import generate_replies

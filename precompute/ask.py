@@ -11,7 +11,8 @@ from ..data.example import DataError, Example
 from ..data.halves import training_questions
 from ..data.inputs import other_commits
 from ..data.references import Pool, open_pool
-from ..data.sources import Source, open_source
+from ..data.source import Source
+from ..data.sources import open_source
 from ..models.encode import Encoder
 from ..models.identity import teacher_identity
 from ..models.interventions import Intervention, require_images

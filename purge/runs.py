@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.artefact import CHECKPOINT_CONFIG, CONFIG, read_json
 from ..data.example import DataError
-from ..data.sources import Source
+from ..data.source import Source
 from .find import DATA_SCHEMA, Artefact, Finding, Kind, file_digest, is_about, tree_digest
 from .trained import KnownCaches, Told, Trained, locate, open_recorded
 

@@ -18,7 +18,8 @@ from ..data.artefact import read_json
 from ..data.example import DataError
 from ..data.halves import half_of
 from ..data.inputs import input_stamps
-from ..data.sources import POINTER_FILE, Source, named_people, open_source
+from ..data.source import Source
+from ..data.sources import POINTER_FILE, named_people, open_source
 
 Part = Literal["all", "forget", "retain", "retain-seen"]
 Told = bool | None  # None: nobody knows

@@ -13,7 +13,8 @@ import pytest
 from viker.data.example import DataError
 from viker.data.mllmu import MllmuSource
 from viker.data.own import OwnSource
-from viker.data.sources import Source, named_people, open_source
+from viker.data.source import Source
+from viker.data.sources import named_people, open_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

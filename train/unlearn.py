@@ -19,7 +19,8 @@ from ..data.artefact import is_complete
 from ..data.example import Example
 from ..data.halves import training_questions
 from ..data.inputs import other_commits, stored_rows
-from ..data.sources import Source, open_source
+from ..data.source import Source
+from ..data.sources import open_source
 from ..models.identity import teacher_identity
 from ..models.interventions import Kind, require_images
 from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
