@@ -73,7 +73,9 @@ def test_makers_outlive_those_that_are_killed(makers, whole, tmp_path):
     doomed = [makers.start(home, f"doomed-{number}", die_at=rng.randint(1, 150)) for number in range(2)]
     pids = [makers.start(home, f"maker-{number}", seconds=0.02) for number in range(2)]
     begun = time.monotonic()
-    assert {makers.wait(pid)[0] for pid in doomed} == {-signal.SIGKILL}
+    ends = {makers.wait(pid)[0] for pid in doomed}
+    assert -signal.SIGKILL in ends
+    assert ends <= {-signal.SIGKILL, 0}  # on a busy machine one may start when the others have nearly done
     assert [makers.wait(pid) for pid in pids] == [(0, "")] * 2
     assert time.monotonic() - begun < 30, "not the minute of a claim's timeout"
     assert NUM_BLOCKS <= len(computed(home)) <= NUM_BLOCKS + 4, "two blocks a kill at most"

@@ -307,7 +307,7 @@ def test_every_option_of_precompute_is_planned_or_left_out_by_name():
         "engine", "forget", "key_entropy", "limit", "model", "num_references", "pool", "processor", "quantization",
         "ratio", "revision", "run", "score_end_token", "seed", "shared_references", "skip_text", "split",
         "store_logprobs", "system_prompt", "teacher", "token_budget", "top_k", "trust_remote_code", "vllm_listed",
-        "vllm_option",
+        "torch_compile", "vllm_option",
     }  # fmt: skip
     assert names == planned | left_out
     assert {option.name for option in precompute.params} == planned | {"count_only", "probe_seconds"}
