@@ -115,9 +115,7 @@ def batched_naive(model: Any, pad_id: int) -> RowsOf:
 @torch.inference_mode()
 def _batched_naive_rows(model: Any, work: Sequence[Pending], pad_id: int) -> Iterator[Probabilities]:
     weights = next(model.parameters())
-    at_once = max(1, SEQUENCES_AT_ONCE // len(work[0].shown))
-    for start in range(0, len(work), at_once):
-        items = work[start : start + at_once]
+    for items in _batches(work):
         flat = [encoded for item in items for encoded in item.shown]
         inputs = to_device(collate(flat, pad_id=pad_id, side="right"), weights.device, weights.dtype)
         batch_M, position_M, _ = answer_rows(flat)
@@ -173,18 +171,22 @@ def compare(model: Any, work: Sequence[Pending], engines: Mapping[str, Callable[
             rows[name] = [found.mean_MV for found in engine()(work)]
     pairs = zip(rows["shared-prefix"], rows["naive"], strict=True)
     variation = max(float((one_MV - other_MV).abs().sum(-1).max()) / 2 for one_MV, other_MV in pairs)
-    lengths = [[len(shown.input_ids) for shown in item.shown] for item in work]
     padding = {
-        "naive": _padding(lengths),
-        "batched-naive": _padding([[length for item in part for length in item] for part in _parts(lengths)]),
+        "naive": _padding([_lengths([item]) for item in work]),
+        "batched-naive": _padding(list(map(_lengths, _batches(work)))),
         "shared-prefix": 0.0,  # suffixes lie end to end, and an image's prefix runs alone
     }
     return Compared(variation, products, padding)
 
 
-def _parts(lengths: Sequence[list[int]]) -> list[Sequence[list[int]]]:
-    at_once = max(1, SEQUENCES_AT_ONCE // len(lengths[0]))
-    return [lengths[start : start + at_once] for start in range(0, len(lengths), at_once)]
+def _batches(work: Sequence[Pending]) -> list[Sequence[Pending]]:
+    """Cut examples into batches of about as many sequences as a batch is to have."""
+    at_once = max(1, SEQUENCES_AT_ONCE // len(work[0].shown))
+    return [work[start : start + at_once] for start in range(0, len(work), at_once)]
+
+
+def _lengths(items: Sequence[Pending]) -> list[int]:
+    return [len(shown.input_ids) for item in items for shown in item.shown]
 
 
 def _padding(batches: Sequence[Sequence[int]]) -> float:

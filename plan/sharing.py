@@ -8,6 +8,7 @@ that it does not have in common with the one before it. A batch that cuts a bloc
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..models.forest import num_shared
 from .work import Block, Ids, Planned, Prefix, Suffix
 
 
@@ -62,7 +63,7 @@ def run_behind(length: int, suffixes: Iterable[Suffix]) -> Run:
     before: Ids = ()
     for suffix in sorted(suffixes, key=lambda suffix: suffix.run):
         run = suffix.run
-        shared = _common(before, run)
+        shared = num_shared(before, run)
         tokens += len(run) - shared
         seen += _sum_to(length + len(run)) - _sum_to(length + shared)
         states += len(run) - max(shared, len(suffix.question) - 1)
@@ -77,10 +78,3 @@ def _with_questions_shared(suffixes: Sequence[Suffix]) -> int:
 
 def _sum_to(count: int) -> int:
     return count * (count + 1) // 2
-
-
-def _common(first: Ids, second: Ids) -> int:
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(second))

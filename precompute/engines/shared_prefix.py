@@ -29,7 +29,8 @@ ROWS_AT_ONCE = 1024  # answer rows through the output layer at a time: 130 MB of
 
 _Place = tuple[int, int]  # (which pending example, which of its images)
 _PrefixKey = tuple[tuple[int, ...], tuple[str, ...]]
-_Batch = list[tuple[_PrefixKey, list[_Place]]]
+_Suffix = tuple[int, ...]
+_Batch = list[tuple[_PrefixKey, list[tuple[_Place, _Suffix]]]]
 
 
 class SharedPrefixEngine:
@@ -88,12 +89,12 @@ class SharedPrefixEngine:
 
         Rows that have an image's state already, from an earlier batch that this one overlaps, are left out.
         """
-        prefixes = [self._prefix(key, pending, group[0]) for key, group in batch]
-        forest = plant([[_suffix(pending, place, len(key[0])) for place in group] for key, group in batch])
+        prefixes = [self._prefix(key, pending, group[0][0]) for key, group in batch]
+        forest = plant([[suffix for _, suffix in group] for _, group in batch])
         additions: list[tuple[int, int]] = []
         paths = iter(forest.paths)
         for (_, images), group in batch:
-            for item, _ in group:
+            for (item, _), _ in group:
                 for state, row in zip(next(paths)[-len(numbers[item]) :], numbers[item], strict=True):
                     if (row, images) not in added:
                         added.add((row, images))
@@ -134,7 +135,7 @@ class SharedPrefixEngine:
                 if is_new:
                     batch.append((key, []))
                     held += size
-                batch[-1][1].append(place)
+                batch[-1][1].append((place, suffixes[place]))
                 room, before = room - new, suffixes[place]
         if batch:
             yield batch
