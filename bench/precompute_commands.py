@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from .rounds import Measured, device_name, note, variant
 
 if TYPE_CHECKING:
+    from ..models.encode import Encoder
     from ..precompute.engines.rows import Pending, RowsOf
 
 DEFAULT_EXAMPLES = 64
@@ -57,15 +58,8 @@ def precompute(
     table: dict[str, list[Measured]] = {}
     with tempfile.TemporaryDirectory(prefix="viker-bench-") as scratch:
         place = Path(scratch)
-        if shapes == "mini":
-            from .mini_world import build_world, world_work
-
-            model, encoder = build_world(place, device=device, dtype=dtype)
-            work, pad_id = world_work(place, encoder, **drawn)[:examples], encoder.pad_id
-        else:
-            sizes = bench.SHAPES[shapes]
-            model, pad_id = bench.build_model(sizes, device=device, dtype=getattr(torch, dtype)), bench.PAD
-            work = bench.make_work(sizes, num_examples=examples or DEFAULT_EXAMPLES, **drawn)
+        prepared = _prepare(shapes, place, device, dtype, examples, num_references, drawn["pool_size"])
+        model, work, pad_id = prepared.model, prepared.work, prepared.pad_id
         vocab_size = model.config.get_text_config().vocab_size
         engines: dict[str, Callable[[], RowsOf]] = {
             "naive": partial(bench.naive, model, pad_id),
@@ -77,10 +71,10 @@ def precompute(
             for name, engine in engines.items():
                 home = place / f"{name}-{turn}"
                 note(table, name, lambda: bench.make_cache(home, work, engine(), vocab_size))  # noqa: B023 - run at once
-        if shapes == "mini":
+        if prepared.encoder is not None:
             from .precompute_vllm import vllm_rows
 
-            if rows_of := vllm_rows(place / "model", encoder, work[0], dtype=dtype):
+            if rows_of := vllm_rows(place / "model", prepared.encoder, work[0], dtype=dtype):
                 for turn in range(rounds):
                     note(table, "vllm", partial(bench.make_cache, place / f"vllm-{turn}", work, rows_of, vocab_size))
         alone, seconds = _alone(model, engines["shared-prefix"](), work, rounds)
@@ -103,6 +97,36 @@ def precompute(
         ],
     }  # fmt: skip
     click.echo(json.dumps(told, indent=2) if as_json else _as_text(told))
+
+
+class _Prepared(NamedTuple):
+    """A model and its work; the encoder where the work is pictures and texts, which vLLM needs."""
+
+    model: Any
+    work: "list[Pending]"
+    pad_id: int
+    encoder: "Encoder | None"
+
+
+def _prepare(
+    shapes: str, place: Path, device: str, dtype: str, examples: int | None, num_references: int, pool_size: int
+) -> _Prepared:
+    """Build a model and its pairs; the embedded benchmark is written into a folder first."""
+    import torch
+
+    from . import precompute as bench
+
+    if shapes == "mini":
+        from .mini_world import build_world, world_work
+
+        model, encoder = build_world(place, device=device, dtype=dtype)
+        work = world_work(place, encoder, num_references=num_references, pool_size=pool_size)[:examples]
+        return _Prepared(model, work, encoder.pad_id, encoder)
+    sizes = bench.SHAPES[shapes]
+    model = bench.build_model(sizes, device=device, dtype=getattr(torch, dtype))
+    num_examples = examples or DEFAULT_EXAMPLES
+    work = bench.make_work(sizes, num_examples=num_examples, num_references=num_references, pool_size=pool_size)
+    return _Prepared(model, work, bench.PAD, None)
 
 
 def _alone(model: Any, rows_of: "RowsOf", work: "Sequence[Pending]", rounds: int) -> tuple[Counter[Any], float]:
