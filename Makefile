@@ -1,7 +1,7 @@
 # Every target is one line that also works by hand. The environment is the active one if viker is in it, else .venv
 # beside this file, made when it is missing; `make check BIN=/some/venv/bin` names another.
 BIN := $(shell for d in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do if [ -n "$$d" ] && [ -x "$$d/bin/viker" ]; then echo "$$d/bin"; exit; fi; done; echo .venv/bin)
-PACKAGES = data models precompute train evaluate purge plan bench cli.py pipeline.py sweep.py doctor.py
+PACKAGES = data models precompute train evaluate purge plan bench sweep cli.py pipeline.py doctor.py
 READY = "$(BIN)/python" -c "import viker, pytest, hypothesis, mypy" >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
@@ -24,8 +24,8 @@ test: environment ## the suite, without what takes minutes or special hardware
 test-slow: environment ## the end-to-end tests, minutes each
 	"$(BIN)/python" -m pytest -m "slow and not gpu and not vllm and not browser"
 
-docs: environment ## write docs/commands.md from the command line
-	"$(BIN)/python" docs/write_commands.py
+docs: environment ## write docs/commands.md from the command line, docs/methods.md from the records
+	"$(BIN)/python" docs/write_commands.py && "$(BIN)/python" docs/write_methods.py
 
 golden: environment ## write the golden files again; look at the difference before you keep it
 	VIKER_GOLDEN=1 "$(BIN)/python" -m pytest tests/test_cache_format.py && "$(BIN)/python" tests/test_encode.py && "$(BIN)/python" tests/test_families.py
@@ -33,3 +33,4 @@ golden: environment ## write the golden files again; look at the difference befo
 bench: environment ## measure speed and size on this machine; kept figures are in benchmarks/
 	"$(BIN)/viker" bench cache
 	"$(BIN)/viker" bench precompute
+	"$(BIN)/viker" bench train

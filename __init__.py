@@ -4,7 +4,19 @@ The names below load on first use, so that `import viker` and `viker --help` sta
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.example import EncodedImage as EncodedImage
+    from .data.example import Example as Example
+    from .data.example import Message as Message
+    from .data.read_examples import read_examples as read_examples
+    from .data.sources import open_source as open_source
+    from .models.load import encode as encode
+    from .models.load import load_model as load_model
+    from .precompute.cache import TeacherCache as TeacherCache
+    from .precompute.opened import open_cache as open_cache
+    from .train.viker_loss import viker_loss as viker_loss
 
 __version__ = "0.1.0"
 
@@ -13,11 +25,18 @@ _HOMES = {
     "Example": ".data.example",
     "Message": ".data.example",
     "TeacherCache": ".precompute.cache",
+    "encode": ".models.load",
     "load_model": ".models.load",
+    "open_cache": ".precompute.opened",
     "open_source": ".data.sources",
+    "read_examples": ".data.read_examples",
+    "viker_loss": ".train.viker_loss",
 }
 
-__all__ = ["EncodedImage", "Example", "Message", "TeacherCache", "__version__", "load_model", "open_source"]
+__all__ = [
+    "EncodedImage", "Example", "Message", "TeacherCache", "__version__", "encode", "load_model", "open_cache",
+    "open_source", "read_examples", "viker_loss",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

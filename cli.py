@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": (".evaluate.ask_commands", "Ask a model one question about a picture."),
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
     "cache": (".precompute.cache_commands", "List, check, extend, share or remove teacher caches."),
-    "sweep": (".sweep", "Repeat a comparison over worlds and keep every number."),
+    "sweep": (".sweep.commands", "Train a grid of settings, and compare them at matched forgetting."),
     "plan": (".plan.commands", "Say what a stage is going to cost, before it is run."),
     "bench": (".bench.commands", "Measure speed and size on this machine."),
     "purge": (".purge.commands", "Take a person out of caches, replies and reports, and keep a record."),

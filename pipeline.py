@@ -36,9 +36,10 @@ _OWN_OPTIONS = {
 _FLAGS = {"--dry-run": "dry_run", "--with-retain-only": "with_retain_only", "--overwrite": "overwrite"}
 _REPEATABLE = ("--forget", "--skip")
 _GIVEN_BY_THE_RUN = ("--data", "--run", "--output")
-# Of the options of `precompute`, those that mean the forget people's references: the retain rows do not get them.
+# Of the options of `precompute`, those that mean the forget people's references: other rows do not get them.
 _OF_REFERENCES = (
-    "--teacher", "--split", "--pool", "--num-references", "--shared-references", "--skip-text", "--seed", "--limit",
+    "--teacher", "--split", "--answers", "--instruction", "--pool", "--num-references", "--shared-references",
+    "--skip-text", "--seed", "--limit",
 )  # fmt: skip
 _HAS_PROCESSOR = ("finetune", "precompute", "train", "evaluate")
 
@@ -196,7 +197,7 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
     overwrite = [("--overwrite",)] if "overwrite" in request.flags else []
     request.stages["data"] += [("--forget", person) for person in request.forget]
     arguments = {f"{stage.upper()}_ARGS": _flat([*words, *overwrite]) for stage, words in request.stages.items()}
-    of_retain = [words for words in request.stages["precompute"] if words[0] not in _OF_REFERENCES]
+    of_more = [words for words in request.stages["precompute"] if words[0] not in _OF_REFERENCES]
     return {
         "PRESET": preset_name,
         "RUN": run,
@@ -207,24 +208,35 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
         "POOL": str(settings.get("pool", "")).replace("{data}", f"{run}/data"),
         "STAGES": " ".join(chosen_stages(request, trains_vanilla=trains_vanilla, has_retain_only=has_retain_only)),
         "TRAINS_VANILLA": "yes" if trains_vanilla else "",
-        "RETAIN_ROWS": "yes" if _reads_retain_rows(preset, request) else "",
+        "MORE_ROWS": _more_rows(preset.get("train", {}), request.stages["train"]),
         "NOTICE": MINI_NOTICE if preset_name == "mini" else str(settings.get("notice", "")),
         "DRY_RUN": "yes" if "dry_run" in request.flags else "",
         **arguments,
-        "RETAIN_ROWS_ARGS": _flat([*of_retain, *overwrite]),
+        "MORE_ROWS_ARGS": _flat([*of_more, *overwrite]),
     }
 
 
-def _reads_retain_rows(preset: dict[str, Any], request: Request) -> bool:
-    """Whether any method to be trained has a retain term."""
-    from .train.methods import METHODS
+def _more_rows(preset: dict[str, Any], words: Sequence[Words]) -> list[str]:
+    """Return the options of `precompute`, a string a cache, for rows that the methods read beside the references'.
 
-    words = request.stages["train"]
-    asked = [values[1] for values in words if values[0] == "--method"] or preset.get("train", {}).get(
-        "method", ["recommended"]
-    )
-    weights = [float(values[1]) for values in words if values[0] == "--retain"]
-    return any(weights) or (not weights and any(METHODS[name].reads_retain_rows for name in asked if name in METHODS))
+    Raises:
+        DataError: a method that does not exist, or cannot be what its options say.
+    """
+    from .train.choose_method import choose_method
+
+    given = {values[0].removeprefix("--"): values[-1] for values in words}
+    names = ("lambda", "retain", "ascent", "regularizer", "teacher")
+    asked: dict[str, Any] = {name: given.get(name, preset.get(name)) for name in names}
+    numbers = {name: None if asked[name] is None else float(asked[name]) for name in ("lambda", "retain")}
+    methods = [values[1] for values in words if values[0] == "--method"] or preset.get("method", ["recommended"])
+    found: dict[str, None] = {}
+    for name in methods:
+        method = choose_method(
+            name, lambda_=numbers["lambda"], retain=numbers["retain"], ascent=asked["ascent"],
+            regularizer=asked["regularizer"], teacher=asked["teacher"],
+        )  # fmt: skip
+        found |= dict.fromkeys(" ".join(options) for options in method.precomputes)
+    return [options for options in found if not options.startswith("--teacher reference")]
 
 
 def _flat(options: Sequence[Words]) -> list[str]:

@@ -54,13 +54,14 @@ if wanted vanilla && [ -n "$TRAINS_VANILLA" ]; then
 fi
 
 # ---- 3. The teacher, once. 10 s, 1 MB ----------------------------------------------------------------------------------
-# What the frozen model says about the forget people's questions when it is shown somebody irrelevant; and, for methods
-# with a retain term, what it says about half of the retain people when it is shown themselves.
+# What the frozen model says about the forget people's questions when it is shown somebody irrelevant; and what else the
+# methods read: for a retain term, what it says about half of the retain people when it is shown themselves.
 if wanted precompute; then
   stage precompute --run "$RUN" --data "$RUN/data" --model "$MODEL" ${POOL:+--pool "$POOL"} ${PRECOMPUTE_ARGS[@]+"${PRECOMPUTE_ARGS[@]}"}
-  if [ -n "$RETAIN_ROWS" ]; then
-    stage precompute --run "$RUN" --data "$RUN/data" --model "$MODEL" --teacher self --split retain-seen ${RETAIN_ROWS_ARGS[@]+"${RETAIN_ROWS_ARGS[@]}"}
-  fi
+  for rows in ${MORE_ROWS[@]+"${MORE_ROWS[@]}"}; do # options of one cache each, words without spaces
+    # shellcheck disable=SC2086
+    stage precompute --run "$RUN" --data "$RUN/data" --model "$MODEL" $rows ${MORE_ROWS_ARGS[@]+"${MORE_ROWS_ARGS[@]}"}
+  done
 fi
 
 # ---- 4. Unlearn. 1 minute, 1 MB an adapter -----------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .precompute_commands import precompute
 from .rounds import Measured, device_name, note, variant
+from .train_commands import train
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,6 +39,7 @@ def command() -> None:
 
 
 command.add_command(precompute)
+command.add_command(train)
 
 
 @command.command()

@@ -87,7 +87,7 @@ def make_work(shape: Shape, *, num_examples: int, num_references: int, pool_size
     pool = [Picture({"pixel_values": torch.randn(size, generator=generator)}, tokens) for _ in range(pool_size)]
     work = []
     for _ in range(num_examples):
-        question, answer = (_words(rng, lengths, shape.vocab_size) for lengths in (shape.question, shape.answer))
+        question, answer = (seeded_words(rng, lengths, shape.vocab_size) for lengths in (shape.question, shape.answer))
         drawn = sorted(rng.sample(range(pool_size), num_references))
         prompt = (*BEFORE_IMAGE, *tokens, *question)
         shown = [Encoded(question, answer, (*prompt, *answer), (pool[image],)) for image in drawn]
@@ -95,7 +95,8 @@ def make_work(shape: Shape, *, num_examples: int, num_references: int, pool_size
     return work
 
 
-def _words(rng: random.Random, lengths: tuple[int, int], vocab_size: int) -> tuple[int, ...]:
+def seeded_words(rng: random.Random, lengths: tuple[int, int], vocab_size: int) -> tuple[int, ...]:
+    """Return ids of ordinary words, as many as lie between two lengths."""
     return tuple(rng.randrange(FIRST, vocab_size) for _ in range(rng.randint(*lengths)))
 
 
@@ -154,7 +155,7 @@ class Compared(NamedTuple):
     """What an untimed round of each engine showed.
 
     `variation`: the largest total variation between the default engine's rows and the naive ones. `products`: what each
-    engine's linear layers ran. `padding`: the share of the tokens it ran that were padding.
+    engine ran. `padding`: the share of the tokens it ran that were padding.
     """
 
     variation: float
@@ -162,12 +163,12 @@ class Compared(NamedTuple):
     padding: dict[str, float]
 
 
-def compare(model: Any, work: Sequence[Pending], engines: Mapping[str, Callable[[], RowsOf]]) -> Compared:
+def compare(work: Sequence[Pending], engines: Mapping[str, Callable[[], RowsOf]]) -> Compared:
     """Run each engine once."""
     rows: dict[str, list[Tensor]] = {}
     products: dict[str, Counter[Product]] = {}
     for name, engine in engines.items():
-        with counting(model) as products[name]:
+        with counting() as products[name]:
             rows[name] = [found.mean_MV for found in engine()(work)]
     pairs = zip(rows["shared-prefix"], rows["naive"], strict=True)
     variation = max(float((one_MV - other_MV).abs().sum(-1).max()) / 2 for one_MV, other_MV in pairs)

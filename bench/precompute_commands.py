@@ -66,7 +66,7 @@ def precompute(
             "batched-naive": partial(bench.batched_naive, model, pad_id),
             "shared-prefix": partial(bench.shared_prefix, model, token_budget),
         }
-        compared = bench.compare(model, work, engines)
+        compared = bench.compare(work, engines)
         for turn in range(rounds):
             for name, engine in engines.items():
                 home = place / f"{name}-{turn}"
@@ -77,7 +77,7 @@ def precompute(
             if rows_of := vllm_rows(place / "model", prepared.encoder, work[0], dtype=dtype):
                 for turn in range(rounds):
                     note(table, "vllm", partial(bench.make_cache, place / f"vllm-{turn}", work, rows_of, vocab_size))
-        alone, seconds = _alone(model, engines["shared-prefix"](), work, rounds)
+        alone, seconds = _alone(engines["shared-prefix"](), work, rounds)
     size, square = operations.square_rate(device, model.dtype)
     own = operations.product_rate(alone, device, model.dtype)
     kernel = operations.operations(alone) / seconds
@@ -129,12 +129,12 @@ def _prepare(
     return _Prepared(model, work, bench.PAD, None)
 
 
-def _alone(model: Any, rows_of: "RowsOf", work: "Sequence[Pending]", rounds: int) -> tuple[Counter[Any], float]:
+def _alone(rows_of: "RowsOf", work: "Sequence[Pending]", rounds: int) -> tuple[Counter[Any], float]:
     """Return the products of an engine with its prefixes at hand, and its seconds, the median of the rounds."""
     from .operations import counting
 
     _finish(rows_of(work))
-    with counting(model) as products:
+    with counting() as products:
         _finish(rows_of(work))
     times = []
     for _ in range(rounds):

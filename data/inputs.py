@@ -30,6 +30,12 @@ def stored_rows(run: Path | None, name: str) -> Path | None:
     return None if run is None else run / "precompute" / name
 
 
+def complete_rows(run: Path | None, name: str) -> Path | None:
+    """Return where a run stores the key of rows that are made, if they are: scalars are in whole rows too."""
+    places = [stored_rows(run, one) for one in (name, name.removesuffix("-scalars"))]
+    return next((place for place in places if place is not None and is_complete(place)), None)
+
+
 def other_commits(run: Path | None, field: str, commit: str | None) -> list[str]:
     """Return one line for each artefact of a run that was made from another commit of the same hub model or dataset.
 

@@ -1,9 +1,10 @@
 """Put one model through the protocol: every split's questions, every reply kept.
 
 Classification is asked twice, by letter (the official protocol) and by the likelihood of the options' texts, because
-a small model may know an answer and not the letter game; the rest is generated. Splits are forget, test, retain-seen,
-retain-heldout and real. Scores come from the kept replies alone (`score.py`), so they can be computed again without a
-model; prompts come from `questions.py`.
+a small model may know an answer and not the letter game; the rest is generated. Answers of the generation task are
+also asked for their likelihood, behind the bare question in every style, as it was trained on and as trajectories ask
+it. Splits are forget, test, retain-seen, retain-heldout and real. Scores come from the kept replies and likelihoods
+alone (`score.py`), so they can be computed again without a model; prompts come from `questions.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,13 +82,15 @@ def ask_everything(
     model: Any, encoder: Encoder, questions: Mapping[str, Sequence[Example]], protocol: Protocol, name: str
 ) -> list[Answer]:
     """Return one answer a question of every split."""
-    asked = [(split, example) for split, examples in questions.items() for example in examples]
-    retain = [example for split, example in asked if split.startswith("retain")]
-    replies = _replies(model, encoder, [example for _, example in asked], retain, protocol, name)
-    likelihoods = _option_likelihoods(model, encoder, [example for _, example in asked], protocol.batch_size)
+    splits = [split for split, examples in questions.items() for _ in examples]
+    asked = [example for examples in questions.values() for example in examples]
+    retain = [example for split, example in zip(splits, asked, strict=True) if split.startswith("retain")]
+    replies = _replies(model, encoder, asked, retain, protocol, name)
+    options = _option_likelihoods(model, encoder, asked, protocol.batch_size)
+    likelihoods = _expected_likelihoods(model, encoder, asked, protocol.batch_size)
     return [
-        _answer(name, split, example, reply, likelihoods.get(example.id, ()))
-        for (split, example), reply in zip(asked, replies, strict=True)
+        _answer(name, split, example, reply, options.get(example.id, ()), likelihood)
+        for split, example, reply, likelihood in zip(splits, asked, replies, likelihoods, strict=True)
     ]
 
 
@@ -137,8 +140,23 @@ def _option_likelihoods(
     return found
 
 
+def _expected_likelihoods(
+    model: Any, encoder: Encoder, examples: Sequence[Example], batch_size: int
+) -> list[tuple[float, int] | None]:
+    """Return for each question of the generation task (summed log-probability, tokens) of its answer, else None."""
+    chosen = [index for index, example in enumerate(examples) if example.task == "generation"]
+    values = answer_likelihoods(model, encoder, [examples[index] for index in chosen], batch_size=batch_size)
+    found = dict(zip(chosen, values, strict=True))
+    return [found.get(index) for index in range(len(examples))]
+
+
 def _answer(
-    model: str, split: str, example: Example, reply: str | None, option_logprobs: tuple[tuple[str, float, int], ...]
+    model: str,
+    split: str,
+    example: Example,
+    reply: str | None,
+    option_logprobs: tuple[tuple[str, float, int], ...],
+    answer_logprob: tuple[float, int] | None,
 ) -> Answer:
     return Answer(
         model=model,
@@ -152,4 +170,5 @@ def _answer(
         reply=reply,
         options=example.options,
         option_logprobs=option_logprobs,
+        answer_logprob=answer_logprob,
     )

@@ -189,9 +189,15 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
 def _score(output: Path, location: Path, seed: int) -> None:
     """Score the kept answers of one evaluation."""
     from ..data.sidecar import read_sidecar
-    from .score import read_answers, score_answers, scores_json
+    from .score import count_without_logprob, read_answers, score_answers, scores_json
 
     answers = read_answers(output / "answers.jsonl")
+    if without := count_without_logprob(answers):
+        click.echo(
+            f"evaluate: {output}: {without} generated answers were kept without their log-probability and are scored "
+            "without `answer_logprob`. Evaluate again with --overwrite to have it.",
+            err=True,
+        )
     sidecar = location / "sidecar.json"
     records = score_answers(answers, read_sidecar(sidecar) if sidecar.is_file() else None, seed)
     write_json(output / "scores.json", scores_json(records))

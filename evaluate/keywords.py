@@ -1,7 +1,8 @@
 """Does a row's entropy tell private words from ordinary ones? Word-level AUROC against the sidecar.
 
 A word's score is the largest entropy among its tokens: the first token of a private word carries the choice, the rest
-follow from it. Words are what whitespace separates; a word is private if it overlaps a private span of the sidecar.
+follow from it. A word is private if it overlaps a private span of the sidecar. Which tokens make a word is
+`models/words.py`'s.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from ..data.example import Example
 from ..data.sidecar import Sidecar
 from ..models.encode import Encoder
 from ..models.interventions import Kind, pixels_digest
+from ..models.words import decode_answer, words_of
 from ..precompute.cache import Rows, TeacherCache, row_key
 
 
@@ -38,17 +40,11 @@ def _words(
     encoder: Encoder, answer_ids: Sequence[int], rows: Rows, example: Example, facts: Sidecar
 ) -> list[tuple[bool, float]]:
     """Return for each word of an answer whether it is private, and its largest token entropy."""
-    ends = [
-        len(encoder.tokenizer.decode(answer_ids[: count + 1], skip_special_tokens=True))
-        for count in range(len(answer_ids))
+    private = facts.private_spans(decode_answer(encoder.tokenizer, answer_ids), example.people[0])
+    return [
+        (
+            any(begin < word.stop and word.start < end for begin, end in private),
+            float(rows.entropy_N[word.first : word.last + 1].max()),
+        )
+        for word in words_of(encoder.tokenizer, answer_ids)
     ]
-    text: str = encoder.tokenizer.decode(answer_ids, skip_special_tokens=True)
-    private = facts.private_spans(text, example.people[0])
-    found, cursor = [], 0
-    for word in text.split():
-        start = text.index(word, cursor)
-        cursor = start + len(word)
-        tokens = [index for index, end in enumerate(ends) if start < end and (ends[index - 1] if index else 0) < cursor]
-        is_private = any(begin < cursor and start < stop for begin, stop in private)
-        found.append((is_private, max(float(rows.entropy_N[index]) for index in tokens)))
-    return found

@@ -20,14 +20,17 @@ Point = TypeVar("Point", bound=Mapping[str, float])
 _ROUNDING = 1e-9  # a mean of fractions and the same count over their number may differ in the last bits
 
 
-def mean_and_standard_error(recall: Mapping[str, tuple[int, int]]) -> tuple[float, float]:
-    """Return the mean over people of their fact recall, and its standard error (0 for one person: unknown)."""
-    if not recall or any(number < 1 for _, number in recall.values()):
+def mean_and_standard_error(sums: Mapping[str, tuple[float, int]]) -> tuple[float, float]:
+    """Return the mean over people of their means, and its standard error (0 for one person: unknown).
+
+    A person has a sum and what it is over: facts recalled of facts asked, or log-probabilities of so many answers.
+    """
+    if not sums or any(number < 1 for _, number in sums.values()):
         raise ValueError(
-            f"expected people with at least one fact asked of each, found {dict(recall)!r}. "
+            f"expected people with at least one fact asked of each, found {dict(sums)!r}. "
             "Evaluate the forget split first."
         )
-    rates = [hits / number for hits, number in recall.values()]
+    rates = [total / number for total, number in sums.values()]
     error = statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else 0.0
     return statistics.fmean(rates), error
 

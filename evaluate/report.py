@@ -5,7 +5,8 @@ in an evaluation's `scores.json` or a trajectory. Comparing honestly decides the
 and retain-only stand beside every adapter or the titles say that they are missing; held-out retain people are the
 headline and seen ones stand apart; methods with and without retain data are ranked apart; and a method is only ranked
 once it has forgotten as much as retain-only never knew, for one that forgets nothing would win every retain score.
-Reading the run is `report_run.py`'s work, ranks and matched forgetting `report_rank.py`'s, pages `report_page.py`'s.
+Reading the run is `report_run.py`'s work, ranks and matched forgetting `report_rank.py`'s, how far answers were pushed
+down `report_likelihood.py`'s, pages `report_page.py`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from ..data.sidecar import Sidecar, read_sidecar
+from .report_likelihood import likelihood_section
 from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
 from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
 from .score import Answer, read_answers
@@ -62,6 +64,7 @@ def build_report(run: Run, published: Sequence[Mapping[str, Any]], ours: Sequenc
         },
         "seen_retain": {"columns": (seen := _seen_columns(columns)), "rows": _table(seen, names, scores)},
         "matched": matched_section(run, models, recalls, bar),
+        "likelihood": likelihood_section(answers, models, task, modality),
         "head_room": _head_room(scores, columns, recalls, _chance(answers, facts, task, modality)),
         "answers": before_and_after(answers, task, modality),
         "published": [_beside(item, models, scores) for item in published],

@@ -1,25 +1,29 @@
 """Lay a report out: `report.md` for people, and the last screen of a run, from the record that `report.py` makes.
 
-Plain Markdown tables, because they read in a terminal, a pull request and a browser alike. Every value is a share
-printed in percent; intervals stand behind it where there are enough people for one. Replies are strangers' text: they
-are escaped and shortened, never left out. Numbers come from the record alone, so the page cannot disagree with it.
+Plain Markdown tables, because they read in a terminal, a pull request and a browser alike. Values are shares, printed
+in percent, or log-probabilities in nats a token; intervals stand behind where there are enough people for one. Replies
+are strangers' text: they are escaped and shortened, never left out. Numbers come from the record alone, so the page
+cannot disagree with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .report import MINI_NOTICE
 from .report_rank import POINT_VALUES
+from .score import LOGPROB
 
 _LONGEST_REPLY = 240
 _SCREEN_REPLY = 88
 _NUM_SCREEN_ANSWERS = 3
+_UNITS = f"Percent, `{LOGPROB}` in nats a token; intervals are 95 %, over people, from 18 people on."
 _GROUPS = {False: "without retain data", True: "with retain data"}
 _TASKS = ("classification", "cloze", "generation")
 _SPLITS = ("forget", "test", "retain-heldout", "real", "retain-seen")  # seen people last: they are no headline
 
 Report = Mapping[str, Any]
 Table = Sequence[Sequence[str]]
+Unit = Callable[[float | None], str]
 
 
 def render_markdown(report: Report) -> str:
@@ -27,8 +31,9 @@ def render_markdown(report: Report) -> str:
     opening = [f"*{MINI_NOTICE}*"] if report["is_mini"] else []
     sections = [
         f"# {report['title']}", *opening, "\n".join(f"- {notice}" for notice in report["notices"]),
-        *_headline(report), *_matched(report), *_head_room(report), *_answers(report), *_seen(report),
-        *_all_scores(report), *_published(report), *_models(report), *_cost(report), *_provenance(report),
+        *_headline(report), *_matched(report), *_likelihood(report), *_head_room(report), *_answers(report),
+        *_seen(report), *_all_scores(report), *_published(report), *_models(report), *_cost(report),
+        *_provenance(report),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -85,6 +90,24 @@ def _matched(report: Report) -> list[str]:
     return [title, told, _table(header, rows), " ".join([*others, *matched["caveats"]])]
 
 
+def _likelihood(report: Report) -> list[str]:
+    likelihood = report["likelihood"]
+    title = f"## Likelihood of the forgotten answers{_missing(report)}"
+    if likelihood["reason"]:
+        return [title, f"No comparison with a model that never knew: {likelihood['reason']}."]
+    header = ["model", "retain data", "log-probability", "minus retain-only", "standard error", "people", "verdict"]
+    rows = [
+        [row["model"], _group(row), *(_nats(row[name]) for name in ("answer_logprob", "difference", "error")),
+         _plain(row["people"]), _plain(row["verdict"])]
+        for row in likelihood["rows"]
+    ]  # fmt: skip
+    told = (
+        f"Nats a token of the published answers about the forget people ({likelihood['task']}, "
+        f"{likelihood['modality']}), mean over people. The same: within one standard error of retain-only's."
+    )
+    return [title, told, _table(header, rows)]
+
+
 def _head_room(report: Report) -> list[str]:
     checks = report["head_room"]
     if not checks:
@@ -118,7 +141,7 @@ def _seen(report: Report) -> list[str]:
 
 def _all_scores(report: Report) -> list[str]:
     names = [row["model"] for row in report["headline"]["rows"]]
-    blocks = [f"## Every score{_missing(report)}", "Percent; intervals are 95 %, over people, from 18 people on."]
+    blocks = [f"## Every score{_missing(report)}", _UNITS]
     found = {record["split"] for record in report["scores"]}
     for split in sorted(found, key=lambda split: (_SPLITS.index(split) if split in _SPLITS else -1, split)):
         cells: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
@@ -134,14 +157,17 @@ def _all_scores(report: Report) -> list[str]:
 def _published(report: Report) -> list[str]:
     if not report["published"]:
         return []
-    header = ["row", "split", "metric", "published", "ours (percent)", "source"]
+    header = ["row", "split", "metric", "published", "ours", "source"]
     rows = [
         [str(item["row"]), str(item["split"]), str(item["metric"]), str(item["value"]),
-         ", ".join(f"{name} {_percent(value)}" for name, value in item["ours"].items()) or "-",
+         ", ".join(f"{name} {_unit(item['our_metric'])(value)}" for name, value in item["ours"].items()) or "-",
          str(item.get("source", "-"))]
         for item in report["published"]
     ]  # fmt: skip
-    told = "As published, in the publisher's unit; `retain` stands beside our held-out half. Other seeds and weights."
+    told = (
+        f"As published, in the publisher's unit; ours in percent, `{LOGPROB}` in nats a token. `retain` stands beside "
+        "our held-out half. Other seeds and weights."
+    )
     return [f"## Published numbers beside ours{_missing(report)}", told, _table(header, rows)]
 
 
@@ -204,19 +230,27 @@ def _shortened(reply: str | None, longest: int) -> str:
 
 
 def _values(row: Mapping[str, Any]) -> list[str]:
-    return [_with_interval(value, ci) for value, ci in zip(row["values"], row["ci"], strict=True)]
+    return [_with_interval(value, ci, _percent) for value, ci in zip(row["values"], row["ci"], strict=True)]
 
 
 def _record(record: Mapping[str, Any] | None) -> str:
-    return "-" if record is None else _with_interval(record["value"], record["ci"])
+    return "-" if record is None else _with_interval(record["value"], record["ci"], _unit(record["metric"]))
 
 
-def _with_interval(value: float | None, ci: Iterable[float] | None) -> str:
-    return _percent(value) + (f" [{', '.join(map(_percent, ci))}]" if ci else "")
+def _with_interval(value: float | None, ci: Iterable[float] | None, unit: Unit) -> str:
+    return unit(value) + (f" [{', '.join(map(unit, ci))}]" if ci else "")
+
+
+def _unit(metric: str) -> Unit:
+    return _nats if metric == LOGPROB else _percent
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _group(row: Mapping[str, Any]) -> str:

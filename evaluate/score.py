@@ -1,9 +1,11 @@
 """From kept answers to numbers, without a model: every metric of the MLLMU protocol, and fact recall.
 
 Source: MLLMU-Bench `eval.py` (commit 0e3098e; reference/benchmarks.md, section 1.5); design, sections 4 and 11. Every
-value is a share in [0, 1], where the official code prints accuracies times 100. A score is a function of counts that
-add up over people, so its interval resamples people: answers about one person stand or fall together. Intervals are
-95 % percentile bootstraps, and None below 18 people. A caller that pools worlds puts the world into `person`.
+value is a share in [0, 1], where the official code prints accuracies times 100, but for `answer_logprob`, ours: nats a
+token of the published answer, a mean over answers (it says how far something was pushed down that is said no more). A
+score is a function of counts that add up over people, so its interval resamples people: answers about one person stand
+or fall together. Intervals are 95 % percentile bootstraps, and None below 18 people. A caller that pools worlds puts
+the world into `person`.
 What the libraries do to short answers, so that nobody reads it as forgetting: `sentence_bleu` of a perfect one-word
 answer is 0.18 and `corpus_bleu` of one-word answers is 0; ROUGE drops all characters outside a-z and 0-9, so a perfect
 answer in Cyrillic is 0. Empty replies and empty expectations are 0, never skipped.
@@ -36,6 +38,7 @@ MIN_CLUSTERS = 18
 BOOTSTRAP_DRAWS = 1000
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+LOGPROB = "answer_logprob"
 
 # P people, S counts that add up over people (the last is always how many were scored), D bootstrap draws.
 Statistic = Callable[[NDArray[np.float64]], float]
@@ -48,6 +51,8 @@ class Answer:
     `reply` is None where nothing was generated: a classification question may be scored by `option_logprobs` alone,
     one (letter, summed log-probability, number of tokens) an option. `facts` names the (kind, word) pairs the answer
     must hold, for answers that hold several; where it is empty, the first one is looked up in the sidecar.
+    `answer_logprob` is the summed log-probability of what was expected and its number of tokens; None where it was not
+    asked: other tasks than generation, and answers kept before it was.
     """
 
     model: str
@@ -62,6 +67,7 @@ class Answer:
     options: tuple[tuple[str, str], ...] = ()
     option_logprobs: tuple[tuple[str, float, int], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    answer_logprob: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
         if self.reply is None and not self.option_logprobs:
@@ -109,6 +115,16 @@ def fact_recall_by_person(answers: Iterable[Answer], facts: Sidecar | None) -> d
             before = recall.get(answer.person, (0, 0))
             recall[answer.person] = (before[0] + hits, before[1] + asked)
     return recall
+
+
+def token_logprob(answer: Answer) -> float | None:
+    """Return the mean log-probability per token of what was expected, in nats, where it was asked."""
+    return None if answer.answer_logprob is None else answer.answer_logprob[0] / answer.answer_logprob[1]
+
+
+def count_without_logprob(answers: Iterable[Answer]) -> int:
+    """Return how many answers of the generation task hold no log-probability: they are scored without that metric."""
+    return sum(answer.task == "generation" and answer.answer_logprob is None for answer in answers)
 
 
 def rouge(expected: str, reply: str) -> dict[str, float]:
@@ -165,7 +181,7 @@ def cluster_interval(counts_PS: NDArray[np.float64], statistic: Statistic, seed:
 
 def answer_line(answer: Answer) -> str:
     """Return the answer as one line of `answers.jsonl`, without its empty fields."""
-    kept = {name: value for name, value in asdict(answer).items() if value != ()}
+    kept = {name: value for name, value in asdict(answer).items() if value != () and (name, value) != (LOGPROB, None)}
     return json.dumps({"schema": ANSWER_SCHEMA, **kept}, ensure_ascii=False, allow_nan=False)
 
 
@@ -189,16 +205,26 @@ def _parse_answer(number: int, line: str) -> Answer:
     if not isinstance(record, dict) or record.pop("schema", ANSWER_SCHEMA) != ANSWER_SCHEMA:
         raise DataError(f"{problem}, found {line[:80]!r}. {advice}")
     lists = {name: record.pop(name, []) for name in ("options", "option_logprobs", "facts")}
-    wrong = sorted({field.name for field in fields(Answer)} - set(lists) ^ set(record))
+    logprob = record.pop(LOGPROB, None)
+    wrong = sorted({field.name for field in fields(Answer)} - {*lists, LOGPROB} ^ set(record))
     wrong += [name for name, value in record.items() if not isinstance(value, str) and (name, value) != ("reply", None)]
     wrong += [name for name, value in lists.items() if not _is_list_of_lists(value)]
+    wrong += [] if logprob is None or _is_logprob(logprob) else [LOGPROB]
     if wrong:
         raise DataError(f"{problem}, found missing, unknown or malformed fields {', '.join(wrong)}. {advice}")
-    return Answer(**record | {name: tuple(map(tuple, value)) for name, value in lists.items()})
+    given = {name: tuple(map(tuple, value)) for name, value in lists.items()}
+    return Answer(**record | given, answer_logprob=logprob and tuple(logprob))
 
 
 def _is_list_of_lists(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, list) for item in value)
+
+
+def _is_logprob(value: Any) -> bool:
+    """Tell whether this is a finite sum and the number of tokens it is over."""
+    if not isinstance(value, list) or list(map(type, value)) != [float, int]:
+        return False
+    return math.isfinite(value[0]) and value[1] > 0
 
 
 def _refuse_duplicates(answers: Sequence[Answer]) -> None:
@@ -266,7 +292,9 @@ def _answer_scores(answer: Answer) -> dict[str, float]:
     reply = answer.reply or ""
     if answer.task == "cloze":
         return {"accuracy": float(cloze_correct(answer.expected, reply))}
-    return rouge(answer.expected, reply) | {"sentence_bleu": sentence_bleu(answer.expected, reply)}
+    logprob = token_logprob(answer)
+    texts = rouge(answer.expected, reply) | {"sentence_bleu": sentence_bleu(answer.expected, reply)}
+    return texts if logprob is None else texts | {LOGPROB: logprob}
 
 
 def _choice_scores(answer: Answer) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """Measure a model in the middle of training: what is forgotten so far, and what is left of the others.
 
 Only image questions of the generation task are asked, of the forget people and of a fixed number of retain people a
-half, so that a point costs seconds. Comparisons at matched forgetting are made between such points (`matched.py`).
+half, so that a point costs seconds. Beside what is said right, a point says how likely the published answers still are,
+and whether replies have become loops or empty (`repetition.py`), which training may end on. Comparisons at matched
+forgetting are made between such points (`matched.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +16,12 @@ from ..data.source import Source
 from ..data.sources import open_source
 from ..models.encode import Encoder
 from .ask import collect_questions
-from .generate import generate_replies
+from .generate import answer_likelihoods, generate_replies
 from .matched import mean_and_standard_error
-from .score import Answer, fact_recall_by_person, rouge
+from .repetition import blank_share, mean_repetition
+from .score import LOGPROB, Answer, fact_recall_by_person, rouge, token_logprob
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
-
 
 MAX_NEW_TOKENS = 32
 BATCH_SIZE = 64
@@ -61,30 +63,40 @@ def measure_point(
     max_new_tokens: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """Return one point: for each split the mean ROUGE-L, and where facts are known the mean fact recall over people."""
-    asked = [(split, example) for split, examples in questions.items() for example in examples]
-    replies = generate_replies(
-        model, encoder, [example for _, example in asked], max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
+    """Return one point: `<split>_<value>` of each split that has questions.
+
+    Values are `rougeL`, `answer_logprob` (nats a token of the published answer), `repetition` and `blank`, means over
+    answers, and where facts are known `fact`, the mean recall over people.
+    """
+    splits = [split for split, examples in questions.items() for _ in examples]
+    asked = [example for examples in questions.values() for example in examples]
+    replies = generate_replies(model, encoder, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    likelihoods = answer_likelihoods(model, encoder, asked, batch_size=batch_size)
+    answers = [_answer(*each) for each in zip(splits, asked, replies, likelihoods, strict=True)]
     point: dict[str, float] = {}
-    for split in questions:
-        answers = [
-            _answer(split, example, reply)
-            for (where, example), reply in zip(asked, replies, strict=True)
-            if where == split
-        ]
-        if not answers:
-            continue
-        name = split.replace("-", "_")
-        point[f"{name}_rougeL"] = fmean(rouge(answer.expected, answer.reply or "")["rougeL"] for answer in answers)
-        recall = fact_recall_by_person(answers, facts)
-        if recall:
-            point[f"{name}_fact"] = mean_and_standard_error(recall)[0]
+    for split in dict.fromkeys(splits):
+        values = _split_values([answer for answer in answers if answer.split == split], facts)
+        point |= {f"{split.replace('-', '_')}_{name}": value for name, value in values.items()}
     return point
 
 
-def _answer(split: str, example: Example, reply: str) -> Answer:
+def _split_values(answers: Sequence[Answer], facts: Sidecar | None) -> dict[str, float]:
+    replies = [answer.reply or "" for answer in answers]
+    values = {
+        "rougeL": fmean(
+            rouge(answer.expected, reply)["rougeL"] for answer, reply in zip(answers, replies, strict=True)
+        ),
+        LOGPROB: fmean(value for answer in answers if (value := token_logprob(answer)) is not None),
+        "repetition": mean_repetition(replies),
+        "blank": blank_share(replies),
+    }
+    recall = fact_recall_by_person(answers, facts)
+    return values | ({"fact": mean_and_standard_error(recall)[0]} if recall else {})
+
+
+def _answer(split: str, example: Example, reply: str, answer_logprob: tuple[float, int]) -> Answer:
     return Answer(
         model="trajectory", split=split, task=example.task, modality=example.modality, person=example.people[0],
         id=example.id, question=example.question, expected=example.answer, reply=reply,
+        answer_logprob=answer_logprob,
     )  # fmt: skip

@@ -9,7 +9,7 @@ tokens see which image (Mllama's cross-attention). Laying rows side by side is `
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ class Picture:
     Tensors' first axis counts images or patches; where `by_row` it has length 1 and the second counts them.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     ids: tuple[int, ...]
     types: tuple[int, ...] = ()
     by_row: bool = False

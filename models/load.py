@@ -7,6 +7,7 @@ resolved to (its commit) is kept for provenance. The Auto classes choose the mod
 import contextlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from ..data.example import DataError
-from .encode import Encoder, find_context_length
+from ..data.example import DataError, Example
+from .encode import Encoded, Encoder, find_context_length
 from .quantize import loading_settings
 from .render import Rendering, choose_rendering
 
@@ -174,6 +175,22 @@ def load_encoder(
         processor, rendering, context_length=find_context_length(config),
         vocab_size=config.get_text_config().vocab_size, where=checkpoint.processor,
     )  # fmt: skip
+
+
+def encode(example: Example, model: str | Encoder) -> Encoded:
+    """Return an example in tokens, as a model reads it: prompt and answer ids, and its pictures.
+
+    Args:
+        example: the example.
+        model: a directory or hub id, of which only tokenizer, image processor and rendering are read, or an encoder.
+    """
+    encoder = model if isinstance(model, Encoder) else _encoder_of(model)
+    return encoder.encode(example)
+
+
+@lru_cache(maxsize=4)
+def _encoder_of(model: str) -> Encoder:
+    return load_encoder(resolve(model))
 
 
 def _load_processor(directory: Path, trust_remote_code: bool) -> Any:

@@ -21,7 +21,7 @@ from ..precompute.ask import Asked
 from ..precompute.engines.rows import Pending
 from ..precompute.open_teacher import Teacher
 from ..precompute.reading.identity import rows_digest
-from ..precompute.run import pending_of, stored_rows
+from ..precompute.run import first_pending, pending_of, stored_rows
 from ..precompute.writing.derive import join_rows
 from ..precompute.writing.store import CacheBuilder, Sample
 from .cost import SHARED, Shape, block_operations
@@ -166,10 +166,7 @@ def _first_prefixes(block: Block, count: int) -> Block:
 
 def _prefixes_of_self_check(planned: Planned, asked: Asked) -> set[Prefix]:
     """Return the prefixes that opening the teacher computed: those of the first example."""
-    first = asked.request.works[0]
-    shown = {
-        tuple(image.sha256 for image in images) for images in asked.intervention.shown(first.example, first.row_key)
-    }
+    shown = set(first_pending(asked.request, asked.intervention, asked.encoder).image_digests)
     return {prefix for prefix in planned.prefixes if prefix.digests in shown}
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..data.example import EncodedImage
 from ..models.encode import Encoder
 from ..models.interventions import Intervention
+from ..models.noise import layout_digest
 from ..models.prefix import split_at_image
 from ..precompute.run import Request, Work, samples_for
 from ..precompute.writing.samples import Sample, blocks_of
@@ -30,6 +31,14 @@ class Suffix(NamedTuple):
     def run(self) -> Ids:
         """The tokens that are run: the last answer token predicts nothing that is scored."""
         return (*self.question, *self.answer[:-1])
+
+
+class Look(NamedTuple):
+    """What is remembered of a picture: a number for its ids, the elements of its pixels, and its layout's digest."""
+
+    ids: int
+    pixels: int
+    layout: str
 
 
 class Prefix(NamedTuple):
@@ -103,30 +112,30 @@ class _Cutter:
     """Cuts pairs behind their images; remembers how long pictures and prefixes are, never pixels."""
 
     encoder: Encoder
-    seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # digest: number of its ids, elements of its pixels
+    seen: dict[str, Look] = field(default_factory=dict)  # by the image's digest
     _numbers: dict[Ids, int] = field(default_factory=dict)
     _cuts: dict[tuple[Ids, tuple[int, ...]], tuple[int, int, Ids]] = field(default_factory=dict)
 
     def pairs(self, work: Work, intervention: Intervention) -> Iterator[tuple[Prefix, Suffix]]:
         """Yield prefix and suffix of a work under each set of images that it is shown."""
-        for images in intervention.shown(work.example, work.row_key):
-            looks = [self._look(image) for image in images]
-            ids, length, question = self._cut(work, images, tuple(number for number, _ in looks))
-            digests = tuple(image.sha256 for image in images)
-            yield Prefix(digests, ids, length, sum(pixels for _, pixels in looks)), Suffix(question, work.answer_ids)
+        for view in intervention.views(work.example, work.row_key):
+            looks = [self._look(image) for image in view.images]
+            ids, length, question = self._cut(work, view.images, tuple(look.ids for look in looks))
+            digests = view.digests([look.layout for look in looks])
+            yield Prefix(digests, ids, length, sum(look.pixels for look in looks)), Suffix(question, work.answer_ids)
 
-    def _look(self, image: EncodedImage) -> tuple[int, int]:
+    def _look(self, image: EncodedImage) -> Look:
         if image.sha256 not in self.seen:
             picture = self.encoder.picture(image)
             pixels = max((tensor.numel() for tensor in picture.tensors.values()), default=0)
-            self.seen[image.sha256] = self._number(picture.ids), pixels
+            self.seen[image.sha256] = Look(self._number(picture.ids), pixels, layout_digest(picture))
         return self.seen[image.sha256]
 
     def _cut(self, work: Work, images: Sequence[EncodedImage], looks: tuple[int, ...]) -> tuple[int, int, Ids]:
         """Return the number of a pair's prefix ids, their length, and its question; pictures of equal ids cut alike."""
-        place = work.prompt_ids, looks
+        place = work.read_ids, looks
         if place not in self._cuts:
-            encoded = self.encoder.assemble(work.example, work.prompt_ids, work.answer_ids, images)
+            encoded = self.encoder.assemble(work.example, work.read_ids, work.answer_ids, images)
             prefix_ids, rest = split_at_image(encoded)
             question = rest[: len(rest) - len(work.answer_ids)]
             self._cuts[place] = self._number(prefix_ids), len(prefix_ids), question

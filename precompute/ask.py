@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..data.example import DataError, Example
 from ..data.halves import training_questions
 from ..data.inputs import other_commits
+from ..data.kinds import REPLACES_IMAGES
 from ..data.references import Pool, open_pool
 from ..data.source import Source
 from ..data.sources import open_source
@@ -62,24 +63,24 @@ def ask(options: Mapping[str, Any], announce: Callable[[str], None]) -> Asked:
 
 def _examples(source: Any, options: Mapping[str, Any], announce: Callable[[str], None]) -> list[Example]:
     examples: list[Example] = training_questions(source, options["split"])[: options["limit"]]
-    if options["teacher"] != "reference":
+    if options["teacher"] not in REPLACES_IMAGES:
         return examples
     if options["skip_text"]:
         shown = [example for example in examples if example.images]
         announce(f"precompute: left out {len(examples) - len(shown)} examples without an image (--skip-text)")
         return shown
-    require_images(examples)
+    require_images(examples, options["teacher"])
     return examples
 
 
 def _intervention(options: Mapping[str, Any], source: Source, examples: list[Example]) -> Intervention:
-    if options["teacher"] == "self":
-        return Intervention(kind="self")
-    pool = open_pool(options["pool"], source)
-    _refuse_known_people(pool, [*examples, *source.training("all"), *_asked(source)])
+    pool = None
+    if options["teacher"] == "reference":
+        pool = open_pool(options["pool"], source)
+        _refuse_known_people(pool, [*examples, *source.training("all"), *_asked(source)])
     return Intervention(
-        kind="reference", pool=pool, num_references=options["num_references"], seed=options["seed"],
-        shared=options["shared_references"],
+        kind=options["teacher"], answers=options["answers"], pool=pool, num_references=options["num_references"],
+        seed=options["seed"], shared=options["shared_references"], instruction=options["instruction"],
     )  # fmt: skip
 
 

@@ -70,7 +70,9 @@ def _described(cache: "TeacherCache") -> dict[str, Any]:
 
     return {
         "path": str(cache.root), "key": cache.key, "root": cache.root_digest, "problem": None,
-        "teacher": cache.fingerprint["intervention"]["kind"], "samples": cache.num_samples, "rows": cache.num_rows,
+        "teacher": cache.fingerprint["intervention"]["kind"],
+        "answers": cache.fingerprint["intervention"].get("answers"),
+        "samples": cache.num_samples, "rows": cache.num_rows,
         "top_k": cache.top_k, "vocab_size": cache.vocab_size, "bytes": num_bytes(cache.root),
         "model": cache.build.get("model"), "split": cache.build.get("split"),
     }  # fmt: skip
@@ -80,7 +82,8 @@ def _as_line(row: dict[str, Any]) -> str:
     if row["problem"] is not None:
         return f"  {row['key'][:16]}  damaged: {row['problem']}"
     made = f"{row['split']} of {row['model']}" if row["model"] else "unknown model"
+    teacher = row["teacher"] if row["answers"] == "own" else f"{row['teacher']}, {row['answers']}"
     return (
-        f"  {row['key'][:16]}  {row['teacher']:10} {row['samples']} samples, {row['rows']} rows, top {row['top_k']}, "
+        f"  {row['key'][:16]}  {teacher:10} {row['samples']} samples, {row['rows']} rows, top {row['top_k']}, "
         f"{row['bytes'] / 1e6:.1f} MB, {made}"
     )

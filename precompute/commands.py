@@ -15,10 +15,12 @@ import click
 
 from ..data.artefact import begin, cache_home, decide, finish, read_json
 from ..data.inputs import input_stamps, stored_rows
+from ..data.instructions import instruction_for
+from ..data.kinds import ANSWERS, KINDS, rows_name
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
 from ..data.run_roots import register_run
 from .local import PRIVACY
-from .row_options import computing_options, split_option
+from .row_options import computing_options, instruction_option, split_option
 
 if TYPE_CHECKING:
     from .cache import TeacherCache
@@ -67,18 +69,33 @@ def _read_workers(_ctx: click.Context, _parameter: click.Parameter, value: str |
 @split_option
 @click.option(
     "--teacher",
-    type=click.Choice(["reference", "self"]),
+    type=click.Choice(KINDS),
     default="reference",
     show_default=True,
-    help="What the frozen model is shown.",
+    help="What the frozen model is shown: irrelevant images, the example's own, uniform noise in place of its pixels, "
+    "its own behind an instruction, or no image.",
 )
+@click.option(
+    "--answers",
+    type=click.Choice(ANSWERS),
+    default="own",
+    show_default=True,
+    help="Whose rows: of the examples' own answers, or of a refusal in place of each.",
+)
+@instruction_option
 @click.option(
     "--pool", metavar="DIR|NAME", help="reference: a folder of irrelevant images, or patterns, noise, celebrities."
 )
-@click.option("--num-references", default=8, show_default=True, help="reference: images averaged an answer.")
-@click.option("--shared-references", is_flag=True, help="One set of references for every example.")
 @click.option(
-    "--top-k", type=int, help="Tokens kept a row (default 64; 0, scalars only, for `self` rows of forget people)."
+    "--num-references",
+    type=click.IntRange(1, 65535),
+    help="reference, noise: images averaged an answer (default 8 references, 1 noise).",
+)
+@click.option("--shared-references", is_flag=True, help="One set of references, or of noises, for every example.")
+@click.option(
+    "--top-k",
+    type=int,
+    help="Tokens kept a row (default 64; 0, scalars only, for `self` rows of forget people and for refusals).",
 )
 @click.option(
     "--store-logprobs",
@@ -93,7 +110,7 @@ def _read_workers(_ctx: click.Context, _parameter: click.Parameter, value: str |
     type=click.Choice(["int8", "nf4"]),
     help="Load the teacher's linear layers in 8 or 4 bits (bitsandbytes); recorded, since rows differ.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the draw of references.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw of references, or of noises.")
 @click.option(
     "--part",
     metavar="i/N",
@@ -132,13 +149,14 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             "precompute --stage-in-remote: expected an object store or a folder, found "
             f"{os.environ['VIKER_CACHE_REMOTE']}: a repository keeps every block in its history. Use --push with it."
         )
-    artefact = stored_rows(options["run"], f"{options['teacher']}-{options['split']}")
+    name = rows_name(*(options[name] for name in ("teacher", "split", "answers", "top_k")))
+    artefact = stored_rows(options["run"], name)
     config = {
         "schema": "viker/precompute/1",
         "inputs": input_stamps(options["data"], options["model"]),
         "options": {
-            **chosen_options(ctx, without=_UNRECORDED),
-            "top_k": options["top_k"],
+            **chosen_options(ctx, without=_UNRECORDED if options["answers"] != "own" else (*_UNRECORDED, "answers")),
+            **{name: options[name] for name in ("top_k", "num_references", "instruction")},
         },
     }
     if artefact is not None and _is_there(artefact, config, options["overwrite"]):
@@ -167,10 +185,13 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 
 def settle(options: dict[str, Any], what: str) -> None:
-    """Check that model, data and pool are named, and fill in how many tokens a row keeps.
+    """Check that model, data and pool are named, and fill in defaults that depend on the teacher.
+
+    These are: how many images are averaged, how many tokens a row keeps, and the instruction, as text.
 
     Raises:
         click.UsageError: one of them is not named.
+        DataError: the instruction is not usable.
     """
     for name in ("data", "model"):
         if options[name] is None:
@@ -181,6 +202,8 @@ def settle(options: dict[str, Any], what: str) -> None:
             "The embedded benchmark's folders are in DATA/pools; a pool never holds people to forget or retain."
         )
     options["top_k"] = _default_top_k(options)
+    options["num_references"] = options["num_references"] or (1 if options["teacher"] == "noise" else 8)
+    options["instruction"] = instruction_for(options["teacher"], options["instruction"])
 
 
 def _note_and_push(options: dict[str, Any], key: str) -> None:
@@ -201,7 +224,8 @@ def _note_and_push(options: dict[str, Any], key: str) -> None:
 def _default_top_k(options: dict[str, Any]) -> int:
     if options["top_k"] is not None:
         return int(options["top_k"])
-    return 0 if options["teacher"] == "self" and options["split"] in ("forget", "all") else 64
+    is_forgotten = options["teacher"] == "self" and options["split"] in ("forget", "all")
+    return 0 if is_forgotten or options["answers"] == "refusal" else 64
 
 
 def _is_there(artefact: Path, config: dict[str, Any], overwrite: bool) -> bool:
@@ -231,10 +255,8 @@ def _show(cache: "TeacherCache", facts: dict[str, Any], options: dict[str, Any],
         click.echo(json.dumps(summary, indent=2, sort_keys=True))
         return
     busy = f", engine busy {facts['spent']['busy']:.0%}" if "spent" in facts else ""
-    click.echo(
-        f"precompute: {options['teacher']} rows of {options['split']}: {summary['how']} in {seconds:.1f} s{busy} "
-        f"-> {cache.root}"
-    )
+    rows = f"{options['teacher']} rows of {'refusals to ' if options['answers'] == 'refusal' else ''}{options['split']}"
+    click.echo(f"precompute: {rows}: {summary['how']} in {seconds:.1f} s{busy} -> {cache.root}")
     click.echo(
         f"  {summary['rows']} rows of {summary['samples']} samples, {summary['bytes_per_row']} bytes a row, "
         f"kept mass 5/50/95 %: {summary['kept_mass_quantiles']}"

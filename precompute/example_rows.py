@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from ..data.example import DataError, Example
+from ..data.refusals import refuse
 from ..data.sources import open_source
 from .cache import CacheMismatch, Rows, RowsNotCovered, TeacherCache, person_digest, row_key, token_hash
 from .reading.identity import show_differences
@@ -88,7 +89,8 @@ def _of_example(cache: TeacherCache, name: str, settings: Mapping[str, Any], key
             f"or the index of a sample, 0 to {cache.num_samples - 1}."
         )
     encoder = open_encoder(cache, settings)
-    example = next((example for example in _examples(settings) if example.id == name), None)
+    pairs = ((example, _answered(cache, example)) for example in _examples(settings))
+    example = next((answered for asked, answered in pairs if name in (asked.id, answered.id)), None)
     if example is None:
         raise DataError(f"--example {name}: expected the id of a training question of {settings['data']}, found none.")
     key = _key_of(cache, example, encoder)
@@ -150,7 +152,13 @@ def _examples(settings: Mapping[str, Any]) -> Iterator[Example]:
 
 
 def _with_key(cache: TeacherCache, key: bytes, settings: Mapping[str, Any], encoder: "Encoder") -> Example | None:
-    return next((example for example in _examples(settings) if _key_of(cache, example, encoder) == key), None)
+    answered = (_answered(cache, example) for example in _examples(settings))
+    return next((example for example in answered if _key_of(cache, example, encoder) == key), None)
+
+
+def _answered(cache: TeacherCache, example: Example) -> Example:
+    """Return an example with the answer that a cache has rows of: its own, or its refusal."""
+    return refuse(example) if cache.fingerprint["intervention"].get("answers") == "refusal" else example
 
 
 def _key_of(cache: TeacherCache, example: Example, encoder: "Encoder") -> bytes:

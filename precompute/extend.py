@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.example import DataError
+from ..data.instructions import recorded_instruction
+from ..data.kinds import ANSWERS, KINDS
 from .ask import Asked, ask
 from .cache import CacheMismatch, Fingerprint, TeacherCache, cache_home, compare, fingerprint_key
 from .reading.identity import show_differences
@@ -29,11 +32,27 @@ class Extension:
     facts: dict[str, Any]
 
 
-def settings_of(fingerprint: Fingerprint) -> dict[str, Any]:
-    """Return the options of `precompute` that a fingerprint answers."""
+def as_made(fingerprint: Fingerprint, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with those of `precompute` that a fingerprint answers, where they are not there.
+
+    Raises:
+        DataError: the teacher is none that this version knows, or its instruction has to be named.
+    """
+    kind, answers = (fingerprint["intervention"].get(name) for name in ("kind", "answers"))
+    if kind not in KINDS or answers not in ANSWERS:
+        raise DataError(
+            f"expected rows of a teacher among {', '.join(KINDS)} for answers among {', '.join(ANSWERS)}, found "
+            f"{kind} and {answers}. Another version of viker made this cache: use that one."
+        )
+    instruction = recorded_instruction(kind, fingerprint["intervention"].get("instruction"), options["instruction"])
+    return {**_settings_of(fingerprint), **options, "instruction": instruction}
+
+
+def _settings_of(fingerprint: Fingerprint) -> dict[str, Any]:
     draw = fingerprint["draw"]
     return {
         "teacher": fingerprint["intervention"]["kind"],
+        "answers": fingerprint["intervention"]["answers"],
         "num_references": draw["num_references"],
         "shared_references": draw["policy"] == "shared",
         "seed": draw["seed"],
@@ -49,15 +68,15 @@ def extend(parent: TeacherCache, options: Mapping[str, Any], announce: Callable[
 
     Args:
         parent: the cache to extend; it stays as it is.
-        options: of `viker cache extend`; what `settings_of` answers may be there only where the user names it.
+        options: of `viker cache extend`; what the fingerprint answers may be there only where the user names it.
         announce: told what is asked, and of warnings.
 
     Raises:
         CacheMismatch: the model, its rendering or the pool are not the parent's; every difference with both values.
-        DataError: model, source or pool are not there.
+        DataError: model, source or pool are not there, or the instruction is not named.
         StorageError: the disk is full or failing; the same command resumes.
     """
-    options = {**settings_of(parent.fingerprint), **options}
+    options = as_made(parent.fingerprint, options)
     asked = ask(options, announce)
     require_same_lineage(parent, asked.request.fingerprint)
     unknown = {key: work for key, work in asked.request.by_row_key.items() if key not in parent.row_keys}

@@ -13,11 +13,12 @@ import click
 
 from ..data.artefact import begin, finish, is_complete, read_config
 from ..data.inputs import input_stamps, stored_rows
+from ..data.kinds import SHOWS_OWN_IMAGE, rows_name
 from ..data.options import chosen_options, config_option, model_options, named_options, source_options
 from ..data.run_roots import register_run
 from .local import PRIVACY, find_path
 from .recorded import with_recorded
-from .row_options import computing_options, split_option
+from .row_options import computing_options, instruction_option, split_option
 
 if TYPE_CHECKING:
     from .extend import Extension
@@ -36,6 +37,7 @@ _UNRECORDED = (
 @model_options
 @split_option
 @click.option("--pool", metavar="DIR|NAME", help="The cache's own reference pool (default: where build.json says).")
+@instruction_option
 @computing_options
 @click.option("--dry-run", is_flag=True, help="Say how many rows are missing; load no weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -53,11 +55,12 @@ def extend(ctx: click.Context, /, cache: str, **options: Any) -> None:
             "cache extend: expected --pool, the folder or name of the reference pool the cache was made with, found "
             "none, and its build.json records none."
         )
-    kept = parent.top_k if parent.fingerprint["intervention"]["kind"] == "self" else 0
+    kind = parent.fingerprint["intervention"]["kind"]
+    kept = parent.top_k if kind in SHOWS_OWN_IMAGE else 0
     if kept and options["split"] in ("forget", "all"):
         click.echo(
             f"extend: WARNING: rows of forget people under their own image keep {kept} tokens here, the memorized "
-            "answer among them; `viker precompute --teacher self --top-k 0` keeps none.",
+            f"answer among them; `viker precompute --teacher {kind} --top-k 0` keeps none.",
             err=True,
         )
     if "dtype" not in named_options(ctx):
@@ -68,13 +71,15 @@ def extend(ctx: click.Context, /, cache: str, **options: Any) -> None:
 
     extension = add_rows(parent, options, lambda text: click.echo(text, err=True))
     if extension.cache is not None and options["run"] is not None:
-        _store(ctx, options, parent.fingerprint["intervention"]["kind"], extension, started)
+        answers = parent.fingerprint["intervention"]["answers"]
+        name = rows_name(kind, options["split"], answers, parent.top_k)
+        _store(ctx, options, name, extension, started)
     _show(parent, extension, options, time.time() - started)
 
 
-def _store(ctx: click.Context, options: dict[str, Any], kind: str, extension: "Extension", started: float) -> None:
+def _store(ctx: click.Context, options: dict[str, Any], name: str, extension: "Extension", started: float) -> None:
     """Tell a run the new key; what the run asked of `precompute` stays what it was."""
-    artefact = stored_rows(options["run"], f"{kind}-{options['split']}")
+    artefact = stored_rows(options["run"], name)
     assert artefact is not None
     assert extension.cache is not None
     config = {

@@ -43,6 +43,11 @@ def open_teacher(
                 f"--quantization {options['quantization']}: expected the engine shared-prefix or naive, found vllm. "
                 "Name one of them, or leave the option out."
             )
+        if options["teacher"] == "noise":
+            raise DataError(
+                "--teacher noise: expected the engine shared-prefix or naive, found vllm, which is handed pictures and "
+                "never the tensors made of them. Name one of those engines."
+            )
         engine, rows_of = open_vllm(options, checkpoint, encoder, first, announce)
         return Teacher(engine, rows_of, device_name(device))
     model = load_model(

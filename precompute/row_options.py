@@ -18,6 +18,14 @@ split_option = click.option(
 )
 
 
+instruction_option = click.option(
+    "--instruction",
+    metavar="TEXT|FILE",
+    help="prompt, noise: what the teacher reads before each question (default for prompt: to ignore private facts; for "
+    "noise: nothing). No cache keeps its text, so that one of your own is named again to add or check rows.",
+)
+
+
 def computing_options(command: Command) -> Command:
     """Add the options of how rows are computed and summed up."""
     for option in reversed(_COMPUTING):
@@ -69,6 +77,10 @@ _COMPUTING = (
         show_default=True,
         help="Nats above which a token counts as a key token in the summary.",
     ),
-    click.option("--skip-text", is_flag=True, help="reference: leave out examples without an image, and say how many."),
+    click.option(
+        "--skip-text",
+        is_flag=True,
+        help="reference, noise: leave out examples without an image, and say how many.",
+    ),
     click.option("--limit", type=int, help="Only so many examples (smoke runs)."),
 )

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from ..data.example import DataError, Example
+from ..data.kinds import REPLACES_IMAGES, SHOWS_OWN_IMAGE
 from ..models.encode import Encoder
-from ..models.interventions import Intervention, pixels_digest, require_images
+from ..models.interventions import Intervention, encode_view, pixels_digest, require_images, teacher_prompt
 from .cache import (
     Fingerprint,
     fingerprint_key,
@@ -42,12 +43,21 @@ ROWS_AT_ONCE = 1024  # cut to what is kept at a time
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One example to have rows for: its unexpanded ids and its row key."""
+    """One example to have rows for: its unexpanded ids and its row key.
+
+    `shown_ids` is the prompt that the teacher reads, where that is not the example's own.
+    """
 
     example: Example
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     row_key: bytes
+    shown_ids: tuple[int, ...] | None = None
+
+    @property
+    def read_ids(self) -> tuple[int, ...]:
+        """The unexpanded prompt that the teacher reads."""
+        return self.prompt_ids if self.shown_ids is None else self.shown_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +87,23 @@ def make_request(
     """Tokenize the examples and name the cache that holds their rows; no model is loaded.
 
     Raises:
-        DataError: no examples, one that cannot be encoded or is about nobody, or those without the image that the
-            intervention replaces.
+        DataError: no examples, one that cannot be encoded, here or as the teacher reads it, or is about nobody, or
+            those without the image that the intervention replaces.
     """
     if not examples:
         raise DataError("expected examples to compute rows for, found none. Check the source and its forget split.")
-    if intervention.pool is not None:
-        require_images(examples)
+    if intervention.kind in REPLACES_IMAGES:
+        require_images(examples, intervention.kind)
     works = []
-    for example in examples:
+    for example in map(intervention.answered, examples):
         if not example.people:
             raise DataError(
                 f"{example.id}: expected an example about at least one person, found none. Name whom it is about."
             )
         prompt_ids, answer_ids = encoder.ids(example)
         key = row_key(prompt_ids, answer_ids, pixels_digest(example, intervention.kind))
-        works.append(Work(example, prompt_ids, answer_ids, key))
+        shown_ids = teacher_prompt(intervention, encoder, example, prompt_ids, answer_ids)
+        works.append(Work(example, prompt_ids, answer_ids, key, shown_ids))
     fingerprint = make_fingerprint(
         identity, intervention.identity(), top_k=top_k, vocab_size=encoder.vocab_size, teacher_dtype=teacher_dtype,
         logprob_dtype=logprob_dtype, row_keys={work.row_key for work in works},
@@ -127,7 +138,8 @@ def samples_for(request: Request, intervention: Intervention) -> list[Sample]:
 
 
 def _likeness(work: Work, intervention: Intervention) -> tuple[Any, ...]:
-    own_images = tuple(image.sha256 for image in work.example.images) if intervention.pool is None else ()
+    shows_own = intervention.kind in SHOWS_OWN_IMAGE
+    own_images = tuple(image.sha256 for image in work.example.images) if shows_own else ()
     return own_images, work.prompt_ids, work.answer_ids, work.row_key
 
 
@@ -166,7 +178,7 @@ def compute_blocks(
         builder.write_block(block, arrays, made_on, tokens)
 
     def num_pairs(block: int) -> int:
-        return count_pairs(samples_of_block(builder, block), known)
+        return count_pairs(samples_of_block(builder, block), known, builder.fingerprint)
 
     return stage_blocks(builder, Steps(prepare, compute, write), num_pairs, part=part)
 
@@ -181,10 +193,10 @@ def _row_keys(samples: Sequence[Sample]) -> list[bytes]:
     return list(dict.fromkeys(sample.row_key for sample in samples))
 
 
-def count_pairs(samples: Sequence[Sample], known: KnownRows) -> int:
+def count_pairs(samples: Sequence[Sample], known: KnownRows, fingerprint: Fingerprint) -> int:
     """Return how many pairs of an example and an image the teacher runs for samples: each unknown row key once."""
-    images = {sample.row_key: max(1, len(sample.references)) for sample in samples if sample.row_key not in known}
-    return sum(images.values())
+    num_passes: int = max(1, fingerprint["draw"]["num_references"])
+    return num_passes * len({sample.row_key for sample in samples if sample.row_key not in known})
 
 
 def block_arrays(
@@ -252,11 +264,11 @@ def _cut_rows(
 
 
 def pending_of(work: Work, intervention: Intervention, encoder: Encoder) -> Pending:
-    """Return one example encoded under each image it is shown."""
-    shown = intervention.shown(work.example, work.row_key)
-    encoded = [encoder.assemble(work.example, work.prompt_ids, work.answer_ids, images) for images in shown]
-    digests = [tuple(image.sha256 for image in images) for images in shown]
-    return Pending(encoded, digests, shown, work.example.id)
+    """Return one example encoded under each image it is shown; where it is shown noise, `images` holds none."""
+    views = intervention.views(work.example, work.row_key)
+    seen = [encode_view(encoder, work.example, work.read_ids, work.answer_ids, view) for view in views]
+    images = [view.images for view in views if not view.noises]
+    return Pending([encoded for encoded, _ in seen], [digests for _, digests in seen], images, work.example.id)
 
 
 def first_pending(request: Request, intervention: Intervention, encoder: Encoder) -> Pending:

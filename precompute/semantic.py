@@ -19,7 +19,7 @@ from ..models.load import load_model, pick_device
 from .ask import Asked, ask
 from .cache import Rows, TeacherCache, token_hash
 from .engines.naive import naive_rows
-from .extend import require_same_lineage, settings_of
+from .extend import as_made, require_same_lineage
 from .reading.distance import row_distances
 from .reading.layout import expect
 from .reading.rows import as_rows
@@ -64,7 +64,7 @@ def recompute(
         CacheMismatch: the model, its rendering or the pool are not the cache's; every difference with both values.
         DataError: they are not there, or the source has none of the cache's questions.
     """
-    options = {**settings_of(cache.fingerprint), **options}
+    options = as_made(cache.fingerprint, options)
     asked = _ask_all(cache, options, announce)
     known = {key: work for key, work in asked.request.by_row_key.items() if key in cache.row_keys}
     if not known:

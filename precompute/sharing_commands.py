@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..data.kinds import SHOWS_OWN_IMAGE
 from .local import PRIVACY, find_path
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _expect_digits(what: str, text: str) -> None:
 
 
 def _warn_of_answers(cache: "TeacherCache") -> None:
-    if cache.fingerprint["intervention"]["kind"] == "self" and cache.top_k:
+    if cache.fingerprint["intervention"]["kind"] in SHOWS_OWN_IMAGE and cache.top_k:
         click.echo(
             f"cache push: WARNING: {cache.key[:16]} keeps tokens of rows under people's own images: where the model "
             "memorized an answer, such a row is the answer.", err=True,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..data.artefact import library_versions
+from ..data.stopping import interrupted_by_sigterm
 from ..models.load import pick_device
 from .ask import Asked, ask
 from .cache import CacheError, TeacherCache, cache_home
@@ -25,7 +26,6 @@ from .sharing.lookup import look_up, require_open, take
 from .sharing.pointer import record_making
 from .sharing.staging import RemoteStaging
 from .sharing.stores import Store
-from .stopping import interrupted_by_sigterm
 from .token_budget import TOKEN_BUDGET, Resizable, TokenBudget, keep_budget, probe_budget, settle_budget
 from .workers import compute_on_workers
 from .writing.derive import NOTHING_KNOWN, KnownRows
@@ -197,7 +197,7 @@ class _WhenNeeded:
         return teacher
 
     def _choose_budget(self, engine: Resizable, rows_of: RowsOf, pending: Sequence[Pending]) -> int:
-        num_pairs = count_pairs(self._builder.samples, NOTHING_KNOWN)
+        num_pairs = count_pairs(self._builder.samples, NOTHING_KNOWN, self._builder.fingerprint)
         return probe_budget(engine, rows_of, pending, num_pairs, self._announce)
 
 
@@ -205,6 +205,6 @@ def _seal(staged: Staged, known: KnownRows) -> tuple[TeacherCache, dict[str, Any
     builder, num_pairs = staged.builder, staged.num_pairs
     cache = TeacherCache.open(builder.assemble())
     if num_pairs:
-        whole = count_pairs(builder.samples, known) / num_pairs  # other processes may have run some
-        record_making(cache, round(staged.seconds * whole, 1))
+        all_pairs = count_pairs(builder.samples, known, builder.fingerprint)  # other processes may have run some
+        record_making(cache, round(staged.seconds * all_pairs / num_pairs, 1))
     return cache, {**staged.facts, "how": f"{num_pairs} pairs computed", "pairs": num_pairs}

@@ -14,7 +14,7 @@ import click
 from ..data.options import model_options, named_options, source_options
 from .local import PRIVACY, find_path
 from .recorded import with_recorded
-from .row_options import SPLITS
+from .row_options import SPLITS, instruction_option
 
 if TYPE_CHECKING:
     from .reading.verify import Problem
@@ -44,6 +44,7 @@ _OF_ALL_DEPTHS = {"cache", "depth", "as_json"}
     "--split", type=click.Choice(SPLITS), help="semantic: where the samples' questions are (default: as made)."
 )
 @click.option("--pool", metavar="DIR|NAME", help="semantic: the reference pool (default: where build.json says).")
+@instruction_option
 @click.option("--skip-text", is_flag=True, help="semantic: leave out examples without an image, as precompute did.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

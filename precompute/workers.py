@@ -22,10 +22,10 @@ import torch
 
 from ..data.artefact import library_versions
 from ..data.example import DataError
+from ..data.stopping import interrupted_by_sigterm
 from .cache import CacheMismatch
 from .cluster import Cluster, connected, first_line
 from .run import Request, count_pairs, samples_of_block
-from .stopping import interrupted_by_sigterm
 from .token_budget import TOKEN_BUDGET, keep_budget, settle_budget
 from .worker import Opened, Refused, Rows, Worker
 from .writing.derive import NOTHING_KNOWN
@@ -77,7 +77,7 @@ def compute_on_workers(
 
 
 def _num_pairs(builder: CacheBuilder, block: int) -> int:
-    return count_pairs(samples_of_block(builder, block), NOTHING_KNOWN)
+    return count_pairs(samples_of_block(builder, block), NOTHING_KNOWN, builder.fingerprint)
 
 
 def worker_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class RayWorkers:
         def choose() -> int:
             if self._constant_budget is not None:
                 return self._constant_budget
-            num_pairs = count_pairs(self._builder.samples, NOTHING_KNOWN)
+            num_pairs = count_pairs(self._builder.samples, NOTHING_KNOWN, self._builder.fingerprint)
             found = self._ray.get(hand.actor.probe.remote(samples_of_block(self._builder, 0), num_pairs))
             if isinstance(found, Refused):
                 raise _refusal(found, hand.host)

@@ -40,6 +40,8 @@ def act_on(finding: Finding, person: str) -> tuple[Digests, str]:
             return _store_new_key(path, person)
         case "answers":
             return _rewrite_answers(path, person)
+        case "diagnosis":
+            return _rewrite_diagnosis(path, person)
         case "remnant" if path.name == REPLACING or path.name.endswith(".removed"):
             finish_replacements(path.parent)
             if path.exists():
@@ -129,6 +131,18 @@ def _rewrite_answers(evaluation: Path, person: str) -> tuple[Digests, str]:
     _replace_file(path, b"".join(line + b"\n" for line in kept))
     after = {"answers": file_digest(path)} | ({"scores": file_digest(scores)} if scores.is_file() else {})
     return after, f"{len(lines) - len(kept)} replies removed{told}"
+
+
+def _rewrite_diagnosis(path: Path, person: str) -> tuple[Digests, str]:
+    """Keep the lines about others, byte for byte; numbers over all examples go with the last example."""
+    lines = read_lines(path)
+    kept = [(line, record) for line, record in lines if not is_about(record, person)]
+    if not any(isinstance(record, dict) and record.get("people") for _, record in kept):
+        path.unlink()
+        sync(path.parent)
+        return {}, "removed: every example was about them"
+    _replace_file(path, b"".join(line + b"\n" for line, _ in kept))
+    return {"diagnosis": file_digest(path)}, f"{len(lines) - len(kept)} lines removed"
 
 
 def _score_again(evaluation: Path, kept: Sequence[bytes]) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .search import Search
 
 _EXIT_LEFT_OVER = 1
-_ALWAYS = frozenset({"remnant", "report", "answers", "stored key", "cache"})
+_ALWAYS = frozenset({"remnant", "report", "answers", "diagnosis", "stored key", "cache"})
 _BY_OPTION = {
     "adapter": "include_adapters", "model": "include_models", "damaged cache": "include_damaged",
     "remote cache": "rewrite_remote",
@@ -36,6 +36,7 @@ _ACTIONS = {
     "remnant": "remove",
     "report": "remove (`viker report` makes it again)",
     "answers": "remove these replies and score again",
+    "diagnosis": "remove the lines about them",
     "adapter": "remove",
     "model": "remove",
     "stored key": "name the rewritten cache, and unfinish the stage",
@@ -167,7 +168,7 @@ def _act_on(finding: "Finding", person: str) -> tuple[dict[str, str], str]:
 def _is_gone(finding: "Finding") -> bool:
     """Whether what could not be searched is no more, such as what an interrupted purge left and this one finished."""
     if finding.kind != "remote cache":
-        return finding.kind == "damaged cache" and not Path(finding.place).exists()
+        return finding.kind in ("damaged cache", "diagnosis") and not Path(finding.place).exists()
     from ..precompute.cache import CacheError
     from ..precompute.sharing.remote import open_store
     from .remote import is_searchable

@@ -23,19 +23,21 @@ from ..precompute.writing.derive import holds_person
 from .trained import KnownCaches, locate
 
 Kind = Literal[
-    "cache", "damaged cache", "remote cache", "remnant", "stored key", "answers", "report", "adapter", "model",
-    "source", "mention", "unreadable",
+    "cache", "damaged cache", "remote cache", "remnant", "stored key", "answers", "diagnosis", "report", "adapter",
+    "model", "source", "mention", "unreadable",
 ]  # fmt: skip
 
 PURGED = ".purged"  # what a directory is called while it is being removed
 REPLACING = ".replacing"  # where `precompute/writing/derive.py` makes a cache that replaces one of the same key
 REGISTRY = ".runs"  # what runs there are, by name alone
 DATA_SCHEMA = "viker/data/1"
+DIAGNOSIS = "diagnose.jsonl"  # of an adapter: answers word by word
 _TEXT = frozenset({".json", ".jsonl", ".md", ".html", ".txt", ".csv", ".log", ".toml", ".yaml"})
 _OF_STAGES = frozenset({
     CONFIG, CHECKPOINT_CONFIG, "provenance.json", "training_log.jsonl", "trajectory.jsonl", "answers.jsonl",
-    "scores.json", "report.json", "report.md", "report.html", "source.json", "README.md",
+    "scores.json", "report.json", "report.md", "report.html", "source.json", "README.md", DIAGNOSIS,
 })  # fmt: skip
+_BY_LINE = frozenset({"answers.jsonl", DIAGNOSIS})  # whose lines about the person are findings of their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +167,11 @@ def find_mentions(
 
 
 def is_about(record: Any, person: str) -> bool:
-    """Tell whether a record of answers.jsonl or of a report is about a person."""
-    return isinstance(record, dict) and unicodedata.normalize("NFC", str(record.get("person"))) == person
+    """Tell whether a record of answers.jsonl, of a diagnosis or of a report is about a person."""
+    if not isinstance(record, dict):
+        return False
+    people = record["people"] if isinstance(record.get("people"), list) else [record.get("person")]
+    return person in [unicodedata.normalize("NFC", str(name)) for name in people]
 
 
 def file_digest(path: Path) -> str:
@@ -269,9 +274,9 @@ def _name_pattern(person: str) -> re.Pattern[str]:
 
 
 def _text_about_others(path: Path, person: str) -> str:
-    """Return a file's text; of answers only the lines about others."""
+    """Return a file's text; of answers and diagnoses only the lines about others."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    if path.name != "answers.jsonl":
+    if path.name not in _BY_LINE:
         return text
     return "\n".join(line for line in text.splitlines() if not _line_is_about(line, person))
 

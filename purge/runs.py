@@ -1,8 +1,8 @@
 """What the artefacts of runs hold of a person: replies, reports, the keys of caches, models that were trained on them.
 
-Replies and reports are data about a person. A model is derived from such data: one that unlearned somebody must not be
-thrown away lightly, for without it the model below knows them again. Both are found here and told apart; which of them
-is removed is decided in `purge/commands.py`, how in `purge/act.py`.
+Replies, diagnoses and reports are data about a person. A model is derived from such data: one that unlearned somebody
+must not be thrown away lightly, for without it the model below knows them again. Both are found here and told apart;
+which of them is removed is decided in `purge/commands.py`, how in `purge/act.py`.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from ..data.artefact import CHECKPOINT_CONFIG, CONFIG, read_json
 from ..data.example import DataError
 from ..data.source import Source
-from .find import DATA_SCHEMA, Artefact, Finding, Kind, file_digest, is_about, tree_digest
+from .find import DATA_SCHEMA, DIAGNOSIS, Artefact, Finding, Kind, file_digest, is_about, tree_digest
 from .trained import KnownCaches, Told, Trained, locate, open_recorded
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -29,13 +29,14 @@ def find_in_artefacts(artefacts: Sequence[Artefact], person: str, caches: KnownC
     trained = Trained(person, caches)
     findings = [found for artefact in artefacts for found in in_answers(artefact, person)]
     asked = {Path(found.place) for found in findings if found.problem is None}
+    findings += [found for artefact in artefacts for found in _in_diagnosis(artefact, person)]
     for artefact in artefacts:
         match artefact.schema:
             case "viker/report-config/1":
                 findings += _in_report(artefact, person, asked)
             case "viker/precompute/1":
                 findings += _in_stored_key(artefact, caches)
-            case "viker/adapter/1":
+            case "viker/adapter/1" | "viker/adapter/2":
                 findings += _in_model(artefact, artefact.config, artefact.provenance, trained)
             case "viker/export/1":
                 known = artefact.provenance.get("adapter", {})
@@ -57,6 +58,19 @@ def in_answers(artefact: Artefact, person: str) -> list[Finding]:
     held = sum(is_about(record, person) for _, record in lines)
     told = f"{held} of {len(lines)} replies are about them"
     return [Finding(kind="answers", place=artefact.path, told=told, before=_digests(path))] if held else []
+
+
+def _in_diagnosis(artefact: Artefact, person: str) -> list[Finding]:
+    """Return the finding for an adapter's diagnosis that shows answers about a person, or does not parse."""
+    path = artefact.path / DIAGNOSIS
+    if not (path.is_symlink() or path.is_file()):
+        return []
+    try:
+        held = sum(is_about(record, person) for _, record in read_lines(path))
+    except DataError as error:
+        return [Finding(kind="diagnosis", place=path, told="a diagnosis", problem=str(error))]
+    told = f"shows {held} times the words of an answer about them"
+    return [Finding(kind="diagnosis", place=path, told=told, before={"diagnosis": file_digest(path)})] if held else []
 
 
 def read_lines(path: Path) -> list[tuple[bytes, Any]]:

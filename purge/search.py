@@ -20,8 +20,8 @@ from .find import Finding, Kind, caches_elsewhere, find_artefacts, find_in_cache
 from .runs import find_in_artefacts, find_sources
 
 ORDER: tuple[Kind, ...] = (
-    "remnant", "report", "answers", "adapter", "model", "stored key", "cache", "damaged cache", "remote cache",
-    "unreadable", "mention", "source",
+    "remnant", "report", "answers", "diagnosis", "adapter", "model", "stored key", "cache", "damaged cache",
+    "remote cache", "unreadable", "mention", "source",
 )  # fmt: skip
 
 

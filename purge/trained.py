@@ -18,6 +18,7 @@ from ..data.artefact import read_json
 from ..data.example import DataError
 from ..data.halves import half_of
 from ..data.inputs import input_stamps
+from ..data.kinds import REPLACES_IMAGES
 from ..data.source import Source
 from ..data.sources import POINTER_FILE, named_people, open_source
 
@@ -137,7 +138,8 @@ def _read_people(part: Part, options: Mapping[str, Any], spec: str, named: froze
 
 
 def _skips_text(part: Part, options: Mapping[str, Any]) -> bool:
-    return part == "forget" and bool(options.get("skip_text")) and options.get("teacher", "reference") == "reference"
+    replaces = options.get("teacher", "reference") in REPLACES_IMAGES
+    return part == "forget" and bool(options.get("skip_text")) and replaces
 
 
 def _is_unchanged(config: Mapping[str, Any], spec: str) -> bool:

@@ -92,6 +92,25 @@ def trainable(tiny: Loaded) -> Any:
     return copy.deepcopy(tiny.model)
 
 
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> dict[str, Any]:
+    """The tiny models of families that were asked for so far, and where they lie."""
+    return {"root": tmp_path_factory.mktemp("families")}
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest, families: dict[str, Any]) -> Loaded:
+    """The tiny model of a family, built once a session; a test that trains it takes a copy."""
+    from tiny_families import build
+    from viker.models.load import load, resolve
+
+    if request.param not in families:
+        build(request.param, families["root"] / request.param)
+        families[request.param] = load(resolve(str(families["root"] / request.param)))
+    loaded: Loaded = families[request.param]
+    return loaded
+
+
 def _sharpen(directory: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file

@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from tiny_families import FAMILIES, NEED_TORCHVISION
 from viker.data.example import EncodedImage, Example, Message, ask_about
+from viker.models.interventions import teacher_prompt
 from viker.models.pictures import decode
 from viker.models.render import chat_messages, render_llava
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import Pending
 from viker.precompute.engines.shared_prefix import SharedPrefixEngine
+from viker.precompute.run import Work, pending_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from viker.models.interventions import Intervention
     from viker.models.load import Loaded
 
 NAIVE_ONLY = ("gemma3", "mllama")
@@ -116,6 +119,16 @@ def work_of(loaded: Loaded, examples: Sequence[Example], images: Sequence[Encode
         shown = [example.images] if images is None else [(image,) * len(example.images) for image in images]
         encoded = [loaded.encoder.encode(example, those) for those in shown]
         work.append(Pending(encoded, [tuple(image.sha256 for image in those) for those in shown]))
+    return work
+
+
+def work_under(loaded: Loaded, examples: Sequence[Example], intervention: Intervention) -> list[Pending]:
+    """Each example as an intervention shows it."""
+    work = []
+    for index, example in enumerate(examples):
+        ids = loaded.encoder.ids(example)
+        shown_ids = teacher_prompt(intervention, loaded.encoder, example, *ids)
+        work.append(pending_of(Work(example, *ids, bytes([index]) * 16, shown_ids), intervention, loaded.encoder))
     return work
 
 

@@ -17,7 +17,7 @@ import viker
 
 ROOT = Path(viker.__file__).parent
 STAGES = ("data", "models", "precompute", "train", "evaluate")
-ACROSS = ("purge", "bench", "plan")  # folders that, like root modules, may import every stage
+ACROSS = ("purge", "bench", "plan", "sweep")  # folders that, like root modules, may import every stage
 
 # What a folder may import of the package, as prefixes of module paths; root modules may import everything.
 ARROWS: dict[str, tuple[str, ...]] = {

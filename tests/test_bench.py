@@ -90,14 +90,32 @@ def test_sizes_that_need_a_gpu_are_refused_without_one():
     assert "expected a GPU" in refused.output
 
 
-def test_products_of_linear_layers_are_counted_as_they_run():
+def test_products_are_counted_as_they_run():
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
-    with counting(model) as products:
+    with counting() as products:
         model(torch.zeros(4, 7, 3))
         model(torch.zeros(28, 3))
     model(torch.zeros(9, 3))
     assert products == {(28, 3, 5): 2, (28, 5, 2): 2}
     assert operations(products) == 2 * (2 * 28 * 3 * 5 + 2 * 28 * 5 * 2)
+
+
+def test_the_backward_pass_of_a_frozen_layer_costs_as_much_as_its_forward_pass():
+    frozen, learning = torch.nn.Linear(3, 5).requires_grad_(False), torch.nn.Linear(3, 5)
+    with counting() as products:
+        frozen(torch.zeros(28, 3, requires_grad=True)).sum().backward()
+    assert products == {(28, 3, 5): 1, (28, 5, 3): 1}
+    with counting() as products:
+        learning(torch.zeros(28, 3, requires_grad=True)).sum().backward()
+    assert products == {(28, 3, 5): 1, (28, 5, 3): 1, (5, 28, 3): 1}
+
+
+def test_products_without_gradients_are_counted_alike():
+    layer = torch.nn.Linear(3, 5)
+    for asked in (torch.no_grad, torch.inference_mode):
+        with asked(), counting() as products:
+            layer(torch.zeros(4, 7, 3))
+        assert products == {(28, 3, 5): 1}
 
 
 def test_products_alone_are_measured():

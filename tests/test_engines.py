@@ -11,8 +11,9 @@ import torch
 from viker.data.example import Message
 from viker.data.references import make_pool, read_pool
 from viker.models.compiled import compile_text_layers
-from viker.models.interventions import Intervention
+from viker.models.interventions import Intervention, teacher_prompt
 from viker.models.prefix import Prefix, split_at_image
+from viker.precompute import run
 from viker.precompute.engines import shared_prefix
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.rows import Pending, average, entropy, number_rows
@@ -30,9 +31,9 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 def pending_of(tiny: Loaded, examples: Sequence[Example], intervention: Intervention) -> list[Pending]:
     work = []
     for index, example in enumerate(examples):
-        shown = intervention.shown(example, bytes([index]) * 16)
-        encoded = [tiny.encoder.encode(example, images) for images in shown]
-        work.append(Pending(encoded, [tuple(image.sha256 for image in images) for images in shown]))
+        ids = tiny.encoder.ids(example)
+        shown_ids = teacher_prompt(intervention, tiny.encoder, example, *ids)
+        work.append(run.pending_of(run.Work(example, *ids, bytes([index]) * 16, shown_ids), intervention, tiny.encoder))
     return work
 
 

@@ -80,20 +80,24 @@ def test_a_bare_option_is_trains_and_others_carry_their_stage(
     found = resolved(*words)
     assert found[variable] == arrives
     arrays = {name for name, value in found.items() if isinstance(value, list) and value}
-    assert arrays - {"RETAIN_ROWS_ARGS"} == {variable}
+    assert arrays - {"MORE_ROWS_ARGS", "MORE_ROWS"} == {variable}
 
 
 def test_the_retain_rows_are_made_like_the_others_but_without_what_means_references() -> None:
     found = resolved("--precompute.top-k", "128", "--precompute.num-references", "2", "--precompute.limit", "5",
                      "--precompute.engine", "naive", "--overwrite")  # fmt: skip
-    assert found["RETAIN_ROWS_ARGS"] == ["--top-k", "128", "--engine", "naive", "--overwrite"]
+    assert found["MORE_ROWS_ARGS"] == ["--top-k", "128", "--engine", "naive", "--overwrite"]
 
 
 def test_retain_rows_are_made_only_for_methods_that_read_them() -> None:
-    assert resolved()["RETAIN_ROWS"] == "yes"
-    assert resolved("--method", "viker")["RETAIN_ROWS"] == ""
-    assert resolved("--method", "viker", "--retain", "1")["RETAIN_ROWS"] == "yes"
-    assert resolved("--retain", "0")["RETAIN_ROWS"] == ""
+    retain = ["--teacher self --split retain-seen"]
+    assert resolved()["MORE_ROWS"] == retain
+    assert resolved("--method", "viker")["MORE_ROWS"] == []
+    assert resolved("--method", "viker", "--retain", "1")["MORE_ROWS"] == retain
+    assert resolved("--retain", "0")["MORE_ROWS"] == []
+    assert resolved("--method", "npo", "--method", "vgid")["MORE_ROWS"] == [
+        "--teacher self --split forget --top-k 0", "--teacher noise --num-references 1 --split forget", *retain,
+    ]  # fmt: skip
 
 
 def test_overwrite_reaches_every_stage() -> None:
@@ -220,7 +224,7 @@ def test_a_model_named_replaces_the_presets_model_and_its_processor(tmp_path: Pa
     model = str(tmp_path / "tiny")
     found = resolved("--preset", "mllmu-10", "--model", "tiny", "--data.source", "org/data", caller=tmp_path)
     assert (found["MODEL"], found["SOURCE"]) == (model, "org/data")
-    for stage in ("FINETUNE", "PRECOMPUTE", "TRAIN", "EVALUATE", "RETAIN_ROWS"):
+    for stage in ("FINETUNE", "PRECOMPUTE", "TRAIN", "EVALUATE", "MORE_ROWS"):
         assert found[f"{stage}_ARGS"] == ["--processor", model], stage
     kept = resolved("--preset", "mllmu-10", "--model", "tiny", "--train.processor", "p", caller=tmp_path)
     assert kept["TRAIN_ARGS"] == ["--processor", "p"]

@@ -37,6 +37,11 @@ KINDS = {
     "reference": ["--teacher", "reference", "--num-references", "3"],
     "shared": ["--teacher", "reference", "--num-references", "2", "--shared-references"],
     "self": ["--teacher", "self", "--split", "retain", "--limit", "40"],
+    "noise": ["--teacher", "noise", "--num-references", "2"],
+    "shared noise": ["--teacher", "noise", "--num-references", "2", "--shared-references", "--instruction", "Hush."],
+    "prompt": ["--teacher", "prompt", "--split", "retain", "--limit", "40"],
+    "text": ["--teacher", "text"],
+    "refusals": ["--teacher", "self", "--answers", "refusal"],
 }
 
 
@@ -193,14 +198,12 @@ def test_prefixes_and_what_follows_them_have_rates_of_their_own(asked, tmp_path,
     from viker.precompute.ask import ask
     from viker.precompute.engines.rows import Pending, Probabilities, entropy
     from viker.precompute.open_teacher import Teacher
+    from viker.precompute.run import first_pending
 
     found = ask(options_of(asked, "--num-references", "2"), print)
     planned = plan_work(found.request, found.intervention, found.encoder)
     shape, clock = shape_of(found.checkpoint, trust_remote_code=False), [0.0]
-    first = found.request.works[0]
-    seen = {
-        tuple(image.sha256 for image in images) for images in found.intervention.shown(first.example, first.row_key)
-    }
+    seen = set(first_pending(found.request, found.intervention, found.encoder).image_digests)
     monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def rows_of(pending: Sequence[Pending]) -> Iterator[Probabilities]:
@@ -303,6 +306,7 @@ def test_every_option_of_precompute_is_planned_or_left_out_by_name():
     names = {option.name for option in command.params}
     assert left_out <= names
     planned = {
+        "answers", "instruction",
         "as_json", "attention", "chat_template", "config", "data", "data_revision", "deterministic", "device", "dtype",
         "engine", "forget", "key_entropy", "limit", "model", "num_references", "pool", "processor", "quantization",
         "ratio", "revision", "run", "score_end_token", "seed", "shared_references", "skip_text", "split",

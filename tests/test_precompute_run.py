@@ -237,7 +237,8 @@ def test_rows_are_the_teachers_averaged_distributions(ask, examples, reference, 
     cache = run(tmp_path, request, reference, tiny, CountedRows(tiny))
     for work in request.works:
         rows = cache.rows_of(cache.find_row(work.row_key))
-        shown = [tiny.encoder.encode(work.example, images) for images in reference.shown(work.example, work.row_key)]
+        views = reference.views(work.example, work.row_key)
+        shown = [tiny.encoder.encode(work.example, view.images) for view in views]
         means = []
         for encoded in shown:
             with torch.inference_mode():

@@ -391,6 +391,52 @@ def test_adapters_and_models_go_where_that_is_asked_for(place: Place) -> None:
     assert list((place.runs / "exports").iterdir()) == []
 
 
+# ---- what `viker train --diagnose` wrote -----------------------------------------------------------------------------
+
+
+def write_diagnosis(place: Place, *about: tuple[str, ...]) -> Path:
+    """A diagnosis of some examples, each about one person or several, in the adapter's directory."""
+    (adapter,) = (place.run / "adapters").iterdir()
+    shown = {"schema": "viker/diagnose/1", "when": "before", "step": 0}
+    words = [[{"word": TOWNS[PEOPLE.index(person)], "is_key": True} for person in people] for people in about]
+    lines = [{**shown, "kind": "example", "people": [*people], "words": known}
+             for people, known in zip(about, words, strict=True)]  # fmt: skip
+    path = adapter / "diagnose.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (*lines, {**shown, "kind": "summary", "tokens": 7})))
+    return path
+
+
+def test_a_diagnosis_loses_the_words_about_the_person_and_keeps_the_others(place: Place) -> None:
+    path = write_diagnosis(place, (FORGOTTEN,), (FORGOTTEN_TOO,), (FORGOTTEN_TOO, FORGOTTEN))
+    lines = path.read_bytes().splitlines(keepends=True)
+    (planned,) = by_kind(json.loads(place.purge("--dry-run", "--json").out), "diagnosis")
+    assert (planned["place"], planned["status"]) == (str(path), "planned")
+    assert len(path.read_bytes().splitlines()) == 4
+    (done,) = by_kind(place.purge_all(), "diagnosis")
+    assert (done["status"], done["done"]) == ("done", "2 lines removed")
+    assert path.read_bytes() == lines[1] + lines[3]
+    assert (path.parent / "COMPLETE").is_file()
+    assert by_kind(place.purge_all(), "diagnosis") == []
+    assert b"Zyxoland" not in b"".join(place.contents().values())
+
+
+def test_a_diagnosis_of_nobody_else_is_removed_with_its_numbers(place: Place) -> None:
+    path = write_diagnosis(place, (FORGOTTEN,))
+    assert statuses(place.purge_all())["diagnosis"] == {"done"}
+    assert not path.exists()
+    assert (path.parent / "adapter_model.safetensors").is_file()
+
+
+def test_a_diagnosis_that_was_cut_off_is_named_and_goes_with_its_adapter(place: Place) -> None:
+    path = write_diagnosis(place, (FORGOTTEN_TOO,))
+    path.write_bytes(path.read_bytes()[:-40])
+    outcome = place.purge("--yes")
+    assert outcome.code == 1
+    assert f"LEFT OVER: {path} (not searched)" in outcome.out
+    assert statuses(place.purge_all("--include-adapters"))["diagnosis"] == {"done"}
+    assert not path.exists()
+
+
 # ---- what cannot be searched or done ---------------------------------------------------------------------------------
 
 

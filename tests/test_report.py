@@ -15,6 +15,7 @@ from viker.data.artefact import begin, finish, read_json, write_json
 from viker.data.sidecar import read_sidecar
 from viker.evaluate.matched import forgetting_threshold
 from viker.evaluate.report import MINI_NOTICE
+from viker.evaluate.report_likelihood import verdict_on
 from viker.evaluate.score import Answer, answer_line, fact_recall_by_person, score_answers, scores_json
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ FORGETFUL = {"forget": 0, "test": 0, "retain-seen": 1, "retain-heldout": 1}
 BETTER = {"forget": 0, "test": 0, "retain-seen": 2, "retain-heldout": 2}
 UNCHANGED = VANILLA
 
+# Nats a token of the published answers by person; retain-only's standard error over F, G and H is 0.2 / sqrt(3).
+LIKELY = dict.fromkeys(EVERYONE, -0.1)
+IDEAL = {**LIKELY, "F": -2.0, "G": -2.2, "H": -2.4}
 
-def answers_of(model: str, known: Mapping[str, int]) -> list[Answer]:
+
+def answers_of(model: str, known: Mapping[str, int], logprobs: Mapping[str, float] | None = None) -> list[Answer]:
     answers = []
     for split, people in PEOPLE.items():
         for person in people:
@@ -43,14 +48,15 @@ def answers_of(model: str, known: Mapping[str, int]) -> list[Answer]:
                 about = {"model": model, "split": split, "modality": "image", "person": person}
                 asked = f"What is the {kind} of {person}?"
                 options = (("A", word), ("B", "other"))
-                logprobs = (("A", -1.0, 1), ("B", -2.0, 1))
+                chosen = (("A", -1.0, 1), ("B", -2.0, 1))
                 letter = "A" if place < known[split] else "B"
+                likely = None if logprobs is None else (logprobs[person] * (place + 2), place + 2)
                 answers += [
                     Answer(**about, task="generation", id=f"{asked}/g", question=asked, expected=f"It is {word}.",
-                           reply=f"It is {says}."),
+                           reply=f"It is {says}.", answer_logprob=likely),
                     Answer(**about, task="cloze", id=f"{asked}/c", question=asked, expected=word, reply=says),
                     Answer(**about, task="classification", id=f"{asked}/m", question=asked, expected="A", reply=letter,
-                           options=options, option_logprobs=logprobs),
+                           options=options, option_logprobs=chosen),
                 ]  # fmt: skip
     return answers
 
@@ -68,9 +74,15 @@ def add_data(run: Path, source: str = "mini") -> None:
 
 
 def add_evaluation(
-    run: Path, name: str, known: Mapping[str, int], *, with_facts: bool = True, limit: int | None = None
+    run: Path,
+    name: str,
+    known: Mapping[str, int],
+    logprobs: Mapping[str, float] | None = None,
+    *,
+    with_facts: bool = True,
+    limit: int | None = None,
 ) -> None:
-    answers = answers_of(name, known)
+    answers = answers_of(name, known, logprobs)
     facts = read_sidecar(run / "data" / "sidecar.json") if with_facts else None
     scores = scores_json(score_answers(answers, facts, 0))
     files = {"answers.jsonl": "".join(map(answer_line_and_break, answers)), "scores.json": json.dumps(scores)}
@@ -183,6 +195,90 @@ def test_matched_forgetting_takes_the_first_crossing(run: Path) -> None:
     assert (rows["recommended-cccccccc"]["step"], rows["recommended-cccccccc"]["rank"]) == (10, 1)
     assert rows["vanilla"]["forget_fact"] == 1
     assert matched["without_trajectory"] == ["ga-bbbbbbbb"]
+
+
+def forget_below(shift: float) -> dict[str, float]:
+    """Log-probabilities of a model that is this far below retain-only on the forget people."""
+    return {**LIKELY, **{person: IDEAL[person] - shift for person in PEOPLE["forget"]}}
+
+
+def likelihoods_of(run: Path) -> dict[str, dict[str, Any]]:
+    section = report_of(run)["likelihood"]
+    assert section["reason"] is None
+    return {row["model"]: row for row in section["rows"]}
+
+
+def test_forgetting_goes_too_far_where_answers_fall_below_those_of_a_model_that_never_knew(run: Path) -> None:
+    add_evaluation(run, "vanilla", VANILLA, LIKELY)
+    add_evaluation(run, "retain-only", RETAIN_ONLY, IDEAL)
+    add_evaluation(run, "never-dddddddd", UNCHANGED, forget_below(-0.12))
+    add_evaluation(run, "viker-aaaaaaaa", FORGETFUL, forget_below(0.11))
+    add_evaluation(run, "ga-bbbbbbbb", BETTER, forget_below(7.5))
+    rows = likelihoods_of(run)
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "vanilla": None,
+        "retain-only": None,
+        "never-dddddddd": "less forgotten than a model that never knew",
+        "viker-aaaaaaaa": "about the same",
+        "ga-bbbbbbbb": "over-forgotten: pushed below a model that never knew",
+        "recommended-cccccccc": "not known: its answers hold no log-probabilities, evaluate it again",
+    }
+    assert {name: row["difference"] for name, row in rows.items()} == {
+        "vanilla": pytest.approx(2.1), "retain-only": 0, "never-dddddddd": pytest.approx(0.12),
+        "viker-aaaaaaaa": pytest.approx(-0.11), "ga-bbbbbbbb": pytest.approx(-7.5), "recommended-cccccccc": None,
+    }  # fmt: skip
+    assert rows["ga-bbbbbbbb"]["error"] == pytest.approx(0.2 / 3**0.5)
+    assert (rows["ga-bbbbbbbb"]["people"], rows["ga-bbbbbbbb"]["questions"]) == (3, 6)
+    page = page_of(run)
+    assert "## Likelihood of the forgotten answers" in page
+    assert (
+        "| ga-bbbbbbbb | without retain data | -9.70 | -7.50 | 0.12 | 3 | "
+        "over-forgotten: pushed below a model that never knew |" in page
+    )
+    assert "| generation | image | answer_logprob | -0.10 | -2.20 |" in page, "in nats among the other scores"
+
+
+def test_without_retain_only_the_comparison_of_likelihoods_is_said_to_be_missing(tmp_path: Path) -> None:
+    add_data(tmp_path)
+    add_evaluation(tmp_path, "vanilla", VANILLA, LIKELY)
+    add_adapter(tmp_path, "viker-aaaaaaaa")
+    add_evaluation(tmp_path, "viker-aaaaaaaa", FORGETFUL, LIKELY)
+    assert report_of(tmp_path)["likelihood"]["rows"] == []
+    assert "No comparison with a model that never knew: retain-only is not evaluated" in page_of(tmp_path)
+
+
+def test_a_retain_only_from_before_likelihoods_is_to_be_evaluated_again(run: Path) -> None:
+    add_evaluation(run, "viker-aaaaaaaa", FORGETFUL, LIKELY)
+    assert "hold no log-probabilities; evaluate it again" in report_of(run)["likelihood"]["reason"]
+
+
+def test_likelihoods_are_compared_on_the_questions_that_both_were_asked(run: Path) -> None:
+    add_evaluation(run, "retain-only", RETAIN_ONLY, IDEAL)
+    answers = [given for given in answers_of("viker-aaaaaaaa", FORGETFUL, forget_below(3)) if given.person != "H"]
+    add_evaluation(run, "viker-aaaaaaaa", FORGETFUL)
+    lines = "".join(map(answer_line_and_break, answers))
+    (run / "evaluations" / "viker-aaaaaaaa" / "answers.jsonl").write_text(lines, encoding="utf-8")
+    row = likelihoods_of(run)["viker-aaaaaaaa"]
+    assert (row["people"], row["questions"]) == (2, 4)
+    assert row["difference"] == pytest.approx(-3)
+    assert row["error"] == pytest.approx(0.1)
+
+
+def test_one_person_gives_a_difference_and_no_verdict(run: Path) -> None:
+    add_evaluation(run, "retain-only", RETAIN_ONLY, IDEAL)
+    answers = [given for given in answers_of("viker-aaaaaaaa", FORGETFUL, LIKELY) if given.person not in "GH"]
+    lines = "".join(map(answer_line_and_break, answers))
+    (run / "evaluations" / "viker-aaaaaaaa" / "answers.jsonl").write_text(lines, encoding="utf-8")
+    row = likelihoods_of(run)["viker-aaaaaaaa"]
+    assert row["difference"] == pytest.approx(1.9)
+    assert row["verdict"] == "not known: one person has no standard error"
+
+
+@pytest.mark.parametrize(
+    ("difference", "word"), [(-0.51, "over-forgotten"), (-0.5, "about"), (0.0, "about"), (0.5, "about"), (0.51, "less")]
+)
+def test_one_standard_error_either_way_counts_as_the_same(difference: float, word: str) -> None:
+    assert verdict_on(difference, error=0.5).startswith(word)
 
 
 def test_a_method_that_never_crosses_is_listed_as_such(run: Path) -> None:

@@ -21,6 +21,7 @@ from viker.evaluate.score import (
     cloze_correct,
     cluster_interval,
     corpus_bleu,
+    count_without_logprob,
     fact_recall_by_person,
     likeliest_letter,
     parse_answers,
@@ -29,6 +30,7 @@ from viker.evaluate.score import (
     score_answers,
     scores_json,
     sentence_bleu,
+    token_logprob,
 )
 
 PAIRS = [
@@ -189,6 +191,33 @@ def test_a_choice_without_a_reply_or_without_likelihoods_is_left_out_of_that_met
         replace(CHOICE, reply=None, option_logprobs=())
 
 
+def likely(answer: Answer, number: int, total: float, num_tokens: int) -> Answer:
+    return replace(answer, id=f"likely/{number}", answer_logprob=(total, num_tokens))
+
+
+def test_the_likelihood_of_an_answer_is_per_token_and_a_mean_over_answers_whatever_their_length() -> None:
+    answers = [likely(PLAIN, 0, -8.0, 2), likely(PLAIN, 1, -1.0, 10), likely(PLAIN, 2, 0.0, 1)]
+    assert [token_logprob(answer) for answer in answers] == [-4.0, -0.1, 0.0]
+    assert values(answers)["answer_logprob"] == (pytest.approx((-4.0 - 0.1) / 3), 3)
+
+
+def test_answers_without_their_likelihood_are_scored_without_that_metric_only() -> None:
+    assert token_logprob(PLAIN) is None
+    assert "answer_logprob" not in values([PLAIN])
+    mixed = [PLAIN, likely(PLAIN, 0, -8.0, 2), replace(PLAIN, id="c", task="cloze"), replace(CHOICE, id="m")]
+    assert count_without_logprob(mixed) == 1, "only of questions whose likelihood is asked"
+    assert values(mixed[:2])["answer_logprob"] == (-4.0, 1)
+    assert values(mixed[:2])["rougeL"][1] == 2
+
+
+def test_a_likelihood_has_the_interval_of_its_people() -> None:
+    answers = [replace(answer, answer_logprob=(-float(answer.person), 2)) for answer in crowd(20, 10)]
+    [record] = [record for record in score_answers(answers, None, seed=0) if record.metric == "answer_logprob"]
+    assert record.value == pytest.approx(-9.5 / 2)
+    assert record.ci
+    assert -9.5 <= record.ci[0] < record.value < record.ci[1] <= 0
+
+
 def test_an_empty_reply_scores_zero_and_still_counts() -> None:
     scored = values([PLAIN, replace(PLAIN, id="001/1", reply="")])
     assert {metric: scored[metric] for metric in ("rougeL", "sentence_bleu", "fact_recall")} == {
@@ -284,9 +313,23 @@ def test_scores_json_is_plain_json() -> None:
     assert set(value["scores"][0]) == {"model", "split", "task", "modality", "metric", "value", "n", "ci", "seed"}
 
 
-@pytest.mark.parametrize("answer", [PLAIN, CHOICE, replace(CHOICE, reply=None, facts=(("town", "Güneş"),))])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN,
+        CHOICE,
+        replace(CHOICE, reply=None, facts=(("town", "Güneş"),)),
+        likely(PLAIN, 0, -12.25, 7),
+        likely(PLAIN, 0, -0.0, 1),
+    ],
+)
 def test_an_answer_survives_its_line(answer: Answer) -> None:
     assert parse_answers([answer_line(answer), "\n"]) == [answer]
+
+
+def test_a_line_from_before_likelihoods_were_kept_is_read() -> None:
+    assert "answer_logprob" not in answer_line(PLAIN)
+    assert parse_answers([answer_line(PLAIN)])[0].answer_logprob is None
 
 
 def test_a_reply_with_line_breaks_of_unicode_is_one_line(tmp_path) -> None:
@@ -313,6 +356,12 @@ def broken_line(**changes: Any) -> str:
         (broken_line(persom="x"), "fields persom"),
         (broken_line(options="AB"), "fields options"),
         (broken_line(facts=["Lima"]), "fields facts"),
+        (broken_line(answer_logprob=-1.5), "fields answer_logprob"),
+        (broken_line(answer_logprob=[-1.5]), "fields answer_logprob"),
+        (broken_line(answer_logprob=["-1.5", 2]), "fields answer_logprob"),
+        (broken_line(answer_logprob=[-1.5, 0]), "fields answer_logprob"),
+        (broken_line(answer_logprob=[-1.5, True]), "fields answer_logprob"),
+        (broken_line(answer_logprob=[-math.inf, 2]), "fields answer_logprob"),
     ],
 )
 def test_a_broken_line_is_named(line: str, message: str) -> None:

@@ -171,8 +171,11 @@ def test_the_merged_weights_are_the_base_plus_the_adapter(adapter: Path, tiny_mo
 
 def test_an_unmerged_export_is_the_peft_files(adapter: Path, tmp_path: Path, picture: Path) -> None:
     output = tmp_path / "handed over"
+    for name in ("training_log.jsonl", "trajectory.jsonl", "diagnose.jsonl"):
+        (adapter / name).write_text("{}\n")
     told = invoke("adapter", "export", adapter, "--output", output).stdout
     assert "reversible: the base still knows" in told
+    assert list(output.glob("*.jsonl")) == [], "what was measured while it was trained stays at home"
     name = "adapter_model.safetensors"
     assert (output / name).read_bytes() == (adapter / name).read_bytes()
     assert read_json(output / "provenance.json")["adapter"]["provenance"]["steps"] == 7

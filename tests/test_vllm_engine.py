@@ -20,10 +20,10 @@ from command_line import succeed
 from viker.data.example import DataError, EncodedImage, Message
 from viker.data.portraits import encode_png
 from viker.data.references import make_pool, read_pool
-from viker.models.interventions import Intervention
+from viker.models.interventions import Intervention, teacher_prompt
+from viker.precompute import run
 from viker.precompute.cache import TeacherCache
 from viker.precompute.engines.naive import naive_rows
-from viker.precompute.engines.rows import Pending, Probabilities
 from viker.precompute.engines.vllm import ALL, Kept, Pair, VllmEngine, generate, lists_request, scores_request
 from viker.precompute.engines.vllm_lists import read_lists
 from viker.precompute.engines.vllm_start import read_options, share_image_processor, start_llm
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from viker.data.example import Example
     from viker.models.load import Loaded
+    from viker.precompute.engines.rows import Pending, Probabilities
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # vLLM's own imports warn
 
@@ -83,10 +84,9 @@ def references(mini_world) -> Intervention:
 def pending_of(tiny: Loaded, examples: Sequence[Example], intervention: Intervention) -> list[Pending]:
     work = []
     for index, example in enumerate(examples):
-        shown = intervention.shown(example, bytes([index]) * 16)
-        encoded = [tiny.encoder.encode(example, images) for images in shown]
-        digests = [tuple(image.sha256 for image in images) for images in shown]
-        work.append(Pending(encoded, digests, shown, example.id))
+        ids = tiny.encoder.ids(example)
+        shown_ids = teacher_prompt(intervention, tiny.encoder, example, *ids)
+        work.append(run.pending_of(run.Work(example, *ids, bytes([index]) * 16, shown_ids), intervention, tiny.encoder))
     return work
 
 
@@ -129,8 +129,13 @@ def test_lists_in_small_parts_are_the_same_rows(llm, tiny, training_examples, re
     assert largest_variation(parts, list(engine(llm, tiny).rows(work))) < VARIATION
 
 
-def test_rows_of_an_examples_own_image_are_the_oracles(llm, tiny, training_examples):
-    work = pending_of(tiny, training_examples[:4], Intervention(kind="self"))
+@pytest.mark.parametrize(
+    "intervention",
+    [Intervention(kind="self"), Intervention(kind="prompt", instruction="Say nothing."), Intervention(kind="text")],
+    ids=lambda intervention: intervention.kind,
+)
+def test_rows_of_other_kinds_are_the_oracles(llm, tiny, training_examples, intervention):
+    work = pending_of(tiny, training_examples[:4], intervention)
     assert largest_variation(list(engine(llm, tiny).rows(work)), oracle(tiny, work)) < VARIATION
 
 

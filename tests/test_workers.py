@@ -312,7 +312,7 @@ def options(mini_world: Path, tiny_model_dir: Path, quiet_torch: None) -> dict[s
         "system_prompt": None, "score_end_token": None, "ratio": None, "forget": (), "data_revision": None, "run": None,
         "dtype": "float32", "skip_text": False, "attention": "sdpa", "store_logprobs": "float16", "seed": 0,
         "shared_references": False, "deterministic": False, "token_budget": None, "device": None, "vllm_listed": None,
-        "vllm_option": (),
+        "vllm_option": (), "answers": "own", "instruction": None,
     }  # fmt: skip
 
 

@@ -30,7 +30,10 @@ from ..data.options import config_option, run_directory
 
 REVERSIBLE = "reversible: the base still knows"
 MERGED = "merged: the adapter cannot be taken off"
-_NOT_PEFT = frozenset({CONFIG, "provenance.json", MARKER, "training_log.jsonl", "trajectory.jsonl"})
+_SCHEMAS = ("viker/adapter/1", "viker/adapter/2")
+_NOT_PEFT = frozenset({
+    CONFIG, "provenance.json", MARKER, "training_log.jsonl", "trajectory.jsonl", "diagnose.jsonl",
+})  # fmt: skip
 
 
 @click.group()
@@ -128,8 +131,10 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "`viker adapter list --run RUN` lists them."
         )
     config = read_config(directory)
-    if config.get("schema") != "viker/adapter/1":
-        raise DataError(f"{directory}: expected schema viker/adapter/1 in config.json, found {config.get('schema')!r}.")
+    if config.get("schema") not in _SCHEMAS:
+        raise DataError(
+            f"{directory}: expected schema {' or '.join(_SCHEMAS)} in config.json, found {config.get('schema')!r}."
+        )
     return config, read_json(directory / "provenance.json")
 
 
@@ -155,8 +160,8 @@ def _summary(directory: Path) -> dict[str, Any]:
     evaluation = find_evaluation(directory)
     return {
         "name": directory.name, "complete": True, "method": config["options"]["method"],
-        "lambda": config["options"]["lambda"], "retain": config["options"]["retain"], "steps": provenance.get("steps"),
-        "stopped": provenance.get("stopped"), "evaluated": evaluation is not None,
+        "lambda": config["options"].get("lambda"), "retain": config["options"].get("retain"),
+        "steps": provenance.get("steps"), "stopped": provenance.get("stopped"), "evaluated": evaluation is not None,
         "forget_recall": evaluation and evaluation["forget_recall"],
     }  # fmt: skip
 
@@ -167,7 +172,8 @@ def _as_line(row: dict[str, Any]) -> str:
     recall = row["forget_recall"]
     told = f"forget recall {recall:.1%}" if recall is not None else "evaluated" if row["evaluated"] else "not evaluated"
     steps = f"{row['steps']} steps{', stopped early' if row['stopped'] else ''}"
-    return f"{row['name']:28} lambda {row['lambda']}, retain {row['retain']}, {steps}, {told}"
+    weights = "".join(f"{name} {row[name]}, " for name in ("lambda", "retain") if row[name] is not None)
+    return f"{row['name']:28} {weights}{steps}, {told}"
 
 
 def _recall(evaluation: Path) -> float | None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..data.artefact import is_complete, read_json
 from ..data.example import Example
+from ..data.kinds import Answers, Kind
 from ..models.encode import Encoder
-from ..models.interventions import Kind
+from ..models.interventions import intervention_identity
 from ..precompute.cache import (
     CacheMismatch,
     RowsNotCovered,
@@ -32,10 +33,11 @@ _DECIDED_BY_CACHE = (
 
 
 def wanted_fingerprint(
-    identity: Mapping[str, Any], encoder: Encoder, kind: Kind, keys: set[bytes], top_k: int
-) -> dict[str, Any]:
+    identity: Mapping[str, Any], encoder: Encoder, kind: Kind, keys: set[bytes], top_k: int, *,
+    answers: Answers = "own", instruction: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Return what a student needs of a cache, without the fields a cache may decide (pool, draw, storage)."""
-    intervention = {"intervention": {"kind": kind, "answers": "own"}}
+    intervention = {"intervention": intervention_identity(kind, answers, instruction)}
     wanted = make_fingerprint(
         identity, intervention, top_k=top_k, vocab_size=encoder.vocab_size, teacher_dtype="float32",
         logprob_dtype="float16", row_keys=keys,
@@ -57,6 +59,8 @@ def find_cache(
     announce: Callable[[str], None],
     fetch: Callable[[str, str], bool],
     overridden: Sequence[str] = (),
+    answers: Answers = "own",
+    instruction: str | None = None,
 ) -> TeacherCache:
     """Return the cache that holds the rows of these examples.
 
@@ -73,13 +77,15 @@ def find_cache(
         announce: told what was taken from the cache rather than asked for.
         fetch: fetches the cache of a key and a root from a remote; returns whether it is here now.
         overridden: fields that the user allows to differ.
+        answers: whether the examples have refusals for answers.
+        instruction: what the teacher was told before the question, where its kind is told anything.
 
     Raises:
         CacheMismatch: no cache serves; every differing field with both values.
         RowsNotCovered: a cache of the right thing lacks rows.
     """
     keys = item_keys(encoder, examples, kind)
-    wanted = wanted_fingerprint(identity, encoder, kind, keys, top_k)
+    wanted = wanted_fingerprint(identity, encoder, kind, keys, top_k, answers=answers, instruction=instruction)
     try:
         cache = (
             _named_cache(named, run_artefact, wanted, keys, overridden)
@@ -140,8 +146,7 @@ def _named_cache(
         CacheMismatch, RowsNotCovered: caches of this kind are named, and none serves.
     """
     caches = [(name, TeacherCache.open(path_of(name))) for name in named]
-    kind = wanted["intervention"]["kind"]
-    chosen = [(name, cache) for name, cache in caches if _kind(cache) == kind]
+    chosen = [(name, cache) for name, cache in caches if _rows_are(cache) == _rows_wanted(wanted)]
     refusal: CacheMismatch | RowsNotCovered | None = None
     for name, cache in chosen:
         try:
@@ -174,6 +179,16 @@ def check_named(named: Sequence[str], read: Mapping[str, TeacherCache], announce
         )
     for name in unread:
         announce(f"train: --cache {name}: this method does not read it")
+
+
+def _rows_are(cache: TeacherCache) -> tuple[str, str]:
+    """Return which rows a cache holds: the kind of teacher, and whose answers."""
+    return _rows_wanted(cache.fingerprint)
+
+
+def _rows_wanted(fingerprint: Mapping[str, Any]) -> tuple[str, str]:
+    intervention = fingerprint["intervention"]
+    return intervention["kind"], intervention.get("answers", "own")
 
 
 def _kind(cache: TeacherCache) -> str:

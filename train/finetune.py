@@ -20,6 +20,7 @@ from ..models.augment import augment
 from ..models.encode import Encoder
 from ..models.forward import answer_logits, to_device
 from ..models.pack import Packed, pack_for
+from .batches import group_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,8 @@ class EpochLog:
 
 def epoch_order(examples: Sequence[Example], seed: int, epoch: int, group_size: int) -> list[Example]:
     """Return the order in which an epoch visits the examples: groups of `group_size` questions about one image."""
-    rng = random.Random(f"{seed}/{epoch}/order")
-    by_image: dict[tuple[str, ...], list[Example]] = {}
-    for example in examples:
-        by_image.setdefault(tuple(image.sha256 for image in example.images), []).append(example)
-    groups: list[list[Example]] = []
-    for questions in by_image.values():
-        rng.shuffle(questions)
-        groups.extend(questions[start : start + group_size] for start in range(0, len(questions), group_size))
-    rng.shuffle(groups)
-    return [example for group in groups for example in group]
+    keys = [tuple(image.sha256 for image in example.images) for example in examples]
+    return [examples[index] for index in group_order(keys, group_size, random.Random(f"{seed}/{epoch}/order"))]
 
 
 def finetune(

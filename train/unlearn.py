@@ -1,267 +1,259 @@
-"""Train one adapter: load the student, find its rows, run the loop, write the adapter, its log and its trajectory.
+"""Train one adapter: prepare the run, take its steps, write the adapter, its log and its trajectory.
 
-What `viker train` does once it has decided to run. The model of a run is the teacher's own weights, so the student's
-identity is what the caches must match; the teacher itself is never loaded. Measuring in the middle of training is
-evaluation's business and arrives as a function.
+What `viker train` does once it has decided to run. Of several processes each takes its share of every step, and the
+main one measures and writes. Measuring in the middle of training is evaluation's business and arrives as a function.
 """
 
-import json
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 
-from ..data.artefact import is_complete
-from ..data.example import Example
-from ..data.halves import training_questions
-from ..data.inputs import other_commits, stored_rows
-from ..data.source import Source
-from ..data.sources import open_source
-from ..models.identity import teacher_identity
-from ..models.interventions import Kind, require_images
-from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
-from ..models.lora import add_lora
-from ..models.render import write_rendering
-from .batches import Item, count_steps, read_items
-from .caches import check_named, find_cache, overridden_fields
-from .loop import Optimization, StepLog, as_line, check_items, unlearn
-from .methods import Method
+from ..data.example import DataError
+from ..models.load import resolve
+from .batches import summary_of
+from .caches import overridden_fields
+from .diagnose import Diagnosis
+from .diagnose_summary import When
+from .fit import TYPICAL_TOKENS, OutOfMemory, Setting, advice, is_out_of_memory, sizes_of
+from .guards import Ended, Guards, best_step
+from .interrupt import Interrupt, Interrupted
+from .journal import Journal
+from .loop import NonFiniteLoss, Unlearning
+from .method import Method
+from .open_student import compute_dtype, save_adapter
+from .prepare import Announce, Prepared, prepare
+from .processes import (
+    ProcessLost,
+    agreed,
+    is_lost,
+    is_sharded,
+    on_main,
+    open_accelerator,
+    require_known_sharing,
+    together,
+    whole,
+)
+from .resume import Saver, find_held, made_from
+from .step_log import StepLog
+from .trackers import FOLDER, PROJECT, reported_options
+from .trajectory import Trajectory
 
-Announce = Callable[[str], None]
+MOST_COUNTED = 64  # examples whose tokens are counted for an error's advice
 
 
 def unlearn_method(
     options: Mapping[str, Any], method: Method, output: Path, *, make_measure: Callable[..., Any],
     fetch: Callable[[str, str, Announce], bool], announce: Announce,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train an adapter into `output` and return what provenance records."""
+    """Train an adapter into `output` and return what provenance records.
+
+    Raises:
+        Interrupted: a signal came, and the run is saved.
+        NonFiniteLoss: with the step, its examples, and where the weights before it are.
+        OutOfMemory: with the options that fit common cards.
+        ProcessLost: another process failed, and says why.
+    """
     set_seed(options["seed"])
-    source = open_source(
-        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
-    )
-    device = pick_device(options["device"])
-    loaded = _load_student(options, device)
-    for line in other_commits(options["run"], "model_commit", loaded.checkpoint.commit):
-        announce(f"train: WARNING: {line}")
-    identity = teacher_identity(loaded.checkpoint, loaded.encoder)
-    forget, retain, caches = _items(options, method, source, loaded, identity, fetch, announce)
-    check_named(options["cache"], caches, announce)
-    check_items(forget, retain, method)
-    model = add_lora(
-        loaded.model, rank=options["lora_r"], alpha=options["lora_alpha"], dropout=options["lora_dropout"],
-        base=loaded.checkpoint.weights.resolve(),
+    accelerator = _open(options, output)
+    tell = announce if accelerator.is_main_process else _say_nothing
+    prepared: Prepared | None = None
+    try:
+        with together(accelerator):
+            _require_possible(options, accelerator)
+            prepared = prepare(options, method, device=str(accelerator.device), fetch=fetch, announce=tell)
+            if options["report_to"] != "none":
+                accelerator.init_trackers(PROJECT, config=reported_options(options))
+        return _train(prepared, accelerator, output, make_measure, tell)
+    except (RuntimeError, MemoryError) as error:
+        if is_lost(error):
+            raise ProcessLost(f"another process ended ({error})") from error
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(options, prepared, error) from error
+
+
+def _open(options: Mapping[str, Any], output: Path) -> Accelerator:
+    project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / FOLDER))
+    reports_to = None if options["report_to"] == "none" else options["report_to"]
+    return open_accelerator(options["device"], log_with=reports_to, project_config=project)
+
+
+def _say_nothing(_text: str) -> None:
+    """Leave it to the main process."""
+
+
+def _require_possible(options: Mapping[str, Any], accelerator: Accelerator) -> None:
+    """Raise `DataError` where something would run the model on one process, and several share its weights."""
+    require_known_sharing(accelerator)
+    if not is_sharded(accelerator):
+        return
+    for name, off in (("evaluate_every", 0), ("teacher_from", "cache")):
+        if options[name] != off:
+            raise DataError(
+                f"--{name.replace('_', '-')} {options[name]}: expected every process to hold the weights, found them "
+                "shared (FSDP). Leave the option out, or train without FSDP."
+            )
+
+
+def _train(
+    prepared: Prepared, accelerator: Accelerator, output: Path, make_measure: Callable[..., Any], announce: Announce
+) -> dict[str, Any]:
+    """Take the steps that are left, write the adapter, and return what provenance records."""
+    options, method, encoder = prepared.options, prepared.method, prepared.loaded.encoder
+    source = made_from(prepared.reader, [*prepared.forget, *prepared.retain], accelerator.num_processes)
+    held = on_main(accelerator, lambda: find_held(output, source, announce))
+    mask = None
+    if method.masked:
+        mask = on_main(accelerator, prepared.mask) if held is None else held.state.mask
+    interrupt = Interrupt(accelerator.num_processes)
+    run = Unlearning(
+        prepared.model, encoder, prepared.forget, prepared.retain, method, prepared.optimization,
+        key_entropy=options["key_entropy"], stop_at_teacher=options["stop"], accelerator=accelerator,
+        top_k=options["top_k"], rows_of=prepared.rows_of, mask=mask, is_asked_to_stop=lambda: interrupt.is_asked,
     )  # fmt: skip
-    if options["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    accelerator = Accelerator(cpu=device == "cpu")
-    trajectory = _Trajectory(model, loaded, options, output, make_measure)
-    last: StepLog | None = None
-    with (output / "training_log.jsonl").open("w") as log_file:
-        for log in unlearn(
-            model, loaded.encoder, forget, retain, method, _optimization(options), key_entropy=options["key_entropy"],
-            stop_at_teacher=options["stop"], accelerator=accelerator,
-        ):  # fmt: skip
-            log_file.write(json.dumps(as_line(log)) + "\n")
-            log_file.flush()
-            trajectory.after_step(log)
-            last = log
+    if held is not None:
+        run.take_up(held.state)
+    measure = None
+    if options["evaluate_every"] and accelerator.is_main_process:
+        measure = make_measure(options["data"], options["ratio"], options["forget"], options["evaluate_people"])
+    trajectory = Trajectory(prepared.model, encoder, output, every=options["evaluate_every"], measure=measure)
+    saver = Saver(
+        output=output, run=run, journal=Journal(output, accelerator), trajectory=trajectory, source=source,
+        every=options["save_steps"], resumed=() if held is None else (*held.resumed, held.state.step),
+    )  # fmt: skip
+    diagnosis = None
+    if options["diagnose"]:
+        takes_part = is_sharded(accelerator) and not accelerator.is_main_process
+        diagnosis = prepared.diagnosis(None if takes_part else output)
+    if diagnosis is not None and held is None:
+        announce(_look(diagnosis, "before", 0, accelerator))
+    last, ended = _take_steps(options, saver, interrupt)
+    kept = _keep(options, trajectory, last, ended)
+    if diagnosis is not None:
+        announce(_look(diagnosis, "after", kept, accelerator))
+    weights = {name: whole(weight.detach()) for name, weight in run.trainable.items()}
+    on_main(accelerator, lambda: save_adapter(prepared.model, prepared.loaded, output, method, weights))
+    return _facts(prepared, saver, last, ended) | {"kept_step": kept}
+
+
+def _look(diagnosis: Diagnosis, when: When, step: int, accelerator: Accelerator) -> str:
+    """Return what a diagnosis says; every process runs the model where they share its weights."""
+    if is_sharded(accelerator):
+        return diagnosis.take(when, step)
+    return on_main(accelerator, lambda: diagnosis.take(when, step))
+
+
+def _take_steps(options: Mapping[str, Any], saver: Saver, interrupt: Interrupt) -> tuple[StepLog, Ended | None]:
+    """Take the run's steps, log, measure and save them; return the last one, and the guard that ended it, if one did.
+
+    Raises:
+        Interrupted: a signal came before the run was over.
+        NonFiniteLoss: with where the weights before it are.
+    """
+    guards = Guards(min_retain=options["min_retain"], max_repetition=options["max_repetition"])
+    run, journal, trajectory = saver.run, saver.journal, saver.trajectory
+    ended: Ended | None = None
+    with journal, interrupt:
+        on_main(run.accelerator, lambda: journal.report(trajectory.begin()))
+        try:
+            for log in run.steps():
+                journal.write(log)
+                is_asked = run.was_asked_to_stop
+                if trajectory.is_due(log.step):
+                    ended, is_asked = on_main(run.accelerator, lambda: _measure(saver, guards, interrupt))
+                if ended is not None:
+                    break
+                if is_asked and not run.is_over:
+                    raise _interrupted(saver)
+                if saver.is_due(log.step):
+                    saver.save()
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error} {saver.save_good()}") from None
+    last = agreed(journal.last, run.accelerator)
     assert last is not None, "a run has at least one step"
-    _save(model, loaded, output, method)
-    batch_size = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
-    batch_size *= accelerator.num_processes
-    planned = count_steps(len(forget), batch_size, options["num_train_epochs"])
+    return last, ended
+
+
+def _measure(saver: Saver, guards: Guards, interrupt: Interrupt) -> tuple[Ended | None, bool]:
+    """Measure a step; return the guard that ends the run, if one does, and whether a signal came until now."""
+    saver.journal.report(saver.trajectory.after_step(saver.run.step))
+    return guards.check(saver.trajectory.points), interrupt.is_asked
+
+
+def _interrupted(saver: Saver) -> Interrupted:
+    path = saver.save()
+    return Interrupted(f"interrupted at step {saver.run.step} of {saver.run.total_steps}, saved in {path}")
+
+
+def _keep(options: Mapping[str, Any], trajectory: Trajectory, last: StepLog, ended: Ended | None) -> int:
+    """Put back the weights of the step that is kept, and return it: what passed the guards, or the best by name."""
+    points = trajectory.points
+    if ended is not None:
+        points = [point for point in points if point["step"] <= ended.step]
+    elif options["keep_best"] is None:
+        return last.step
+    if not points:  # a process that only takes steps
+        return last.step
+    step = int(points[-1]["step"]) if options["keep_best"] is None else best_step(points, options["keep_best"])
+    if step != last.step:
+        trajectory.restore(step)
+    return step
+
+
+def _facts(prepared: Prepared, saver: Saver, last: StepLog, ended: Ended | None) -> dict[str, Any]:
+    """Return what provenance records of a run that is over."""
+    reader, run = prepared.reader, saver.run
     return {
-        "device": device,
+        "device": str(prepared.loaded.device),
+        "processes": run.accelerator.num_processes,
         "steps": last.step,
-        "stopped": last.step < planned,
-        "forget_examples": len(forget),
-        "retain_examples": len(retain),
-        "caches": {kind: {"key": cache.key, "root": cache.root_digest} for kind, cache in caches.items()},
-        "student_weights": identity["weights"],
-        "overridden": overridden_fields(caches, identity, options["override"]),
-        "model_commit": loaded.checkpoint.commit,
-        "data_commit": source.commit,
+        "stopped": last.step < run.total_steps,
+        "ended_by": _ended_by(run, last, ended),
+        "resumed_at": list(saver.resumed),
+        "forget_examples": len(prepared.forget),
+        "retain_examples": len(prepared.retain),
+        "caches": summary_of(reader.caches),
+        "student_weights": reader.identity["weights"],
+        "overridden": overridden_fields(reader.caches, reader.identity, prepared.options["override"]),
+        "model_commit": prepared.loaded.checkpoint.commit,
+        "data_commit": prepared.source.commit,
         "key_logprob": last.key_logprob,
         "key_teacher_logprob": last.key_teacher_logprob,
         "normal_logprob": last.normal_logprob,
     }
 
 
-def _load_student(options: Mapping[str, Any], device: str) -> Loaded:
-    checkpoint: Checkpoint = resolve(options["model"], revision=options["revision"], processor=options["processor"])
-    return load(
-        checkpoint,
-        dtype="bfloat16" if options["bf16"] else options["dtype"],
-        device=device,
-        attention=options["attention"],
-        trust_remote_code=options["trust_remote_code"],
-        chat_template=options["chat_template"],
-        system_prompt=options["system_prompt"],
-        score_end_token=options["score_end_token"],
+def _ended_by(run: Unlearning, last: StepLog, ended: Ended | None) -> dict[str, Any]:
+    if ended is not None:
+        return {"guard": ended.guard, "reason": ended.reason, "at_step": last.step}
+    if last.step < run.total_steps:
+        return {"guard": None, "reason": "key tokens are as unlikely as the teacher has them", "at_step": last.step}
+    return {"guard": None, "reason": "all steps", "at_step": last.step}
+
+
+def _out_of_memory(options: Mapping[str, Any], prepared: Prepared | None, error: BaseException) -> OutOfMemory:
+    """Return an error that says which options fit; the model's sizes are those of its configuration."""
+    checkpoint = resolve(options["model"], revision=options["revision"], processor=options["processor"])
+    asked = Setting(
+        element_size=4 if compute_dtype(options) == "float32" else 2, quantization=options["quantization"],
+        gradient_checkpointing=options["gradient_checkpointing"], batch_size=options["per_device_train_batch_size"],
+        accumulation=options["gradient_accumulation_steps"], lora_r=options["lora_r"],
+    )  # fmt: skip
+    sizes = sizes_of(checkpoint, trust_remote_code=options["trust_remote_code"])
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return OutOfMemory(
+        f"expected memory for {'loading the model' if prepared is None else 'a step'}, found none left ({first[:200]})."
+        f"\n{advice(sizes, asked, _longest(prepared))}"
     )
 
 
-def _items(
-    options: Mapping[str, Any],
-    method: Method,
-    source: Source,
-    loaded: Loaded,
-    identity: Mapping[str, Any],
-    fetch: Callable[[str, str, Announce], bool],
-    announce: Announce,
-) -> tuple[list[Item], list[Item], dict[str, Any]]:
-    """Return forget items, retain items and the caches they were read from.
-
-    A method that reads no rows still gets them where they exist, so that its log and its stop can speak of key tokens.
-    """
-    caches: dict[str, Any] = {}
-    kind: Kind = options["teacher"]
-    examples = _forget_examples(source, options, kind, announce)
-    stored = stored_rows(options["run"], f"{kind}-forget")
-    if method.reads_forget_rows or options["cache"] or (stored is not None and is_complete(stored)):
-        caches["forget"] = find_cache(
-            examples,
-            loaded.encoder,
-            identity,
-            kind,
-            top_k=options["top_k"] if method.lambda_ else 0,
-            named=options["cache"],
-            run_artefact=stored,
-            announce=announce,
-            fetch=lambda key, root: fetch(key, root, announce),
-            command=_precompute_command(options, kind, "forget"),
-            extend=_extend_options(options, "forget"),
-            overridden=options["override"],
-        )
-    forget = read_items(loaded.encoder, examples, caches.get("forget"), kind)
-    if not method.reads_retain_rows:
-        return forget, [], caches
-    kept = training_questions(source, "retain-seen")
-    caches["retain"] = find_cache(
-        kept,
-        loaded.encoder,
-        identity,
-        "self",
-        top_k=options["top_k"],
-        named=options["cache"],
-        announce=announce,
-        fetch=lambda key, root: fetch(key, root, announce),
-        run_artefact=stored_rows(options["run"], "self-retain-seen"),
-        command=_precompute_command(options, "self", "retain-seen"),
-        extend=_extend_options(options, "retain-seen"),
-        overridden=options["override"],
-    )
-    return forget, read_items(loaded.encoder, kept, caches["retain"], "self"), caches
-
-
-def _forget_examples(source: Source, options: Mapping[str, Any], kind: Kind, announce: Announce) -> list[Example]:
-    """Return the forget people's training questions; those without an image have no rows under references."""
-    examples = list(source.training("forget"))[: options["limit"]]
-    if kind != "reference":
-        return examples
-    if not options["skip_text"]:
-        require_images(examples)
-        return examples
-    shown = [example for example in examples if example.images]
-    announce(f"train: left out {len(examples) - len(shown)} examples without an image (--skip-text)")
-    return shown
-
-
-def _precompute_command(options: Mapping[str, Any], kind: str, split: str) -> str:
-    """Return the command that makes rows of exactly these examples for exactly this model and rendering."""
-    words = ["viker", "precompute", *_asked(options)]
-    if options["bf16"] or options["dtype"] != "float32":
-        words += ["--dtype", "bfloat16" if options["bf16"] else options["dtype"]]
-    words += ["--teacher", kind, "--split", split, "--top-k", str(options["top_k"])]
-    return shlex.join(words) + (" --pool DIR" if kind == "reference" else "")
-
-
-def _extend_options(options: Mapping[str, Any], split: str) -> list[str]:
-    """Return the options with which rows of exactly these examples are added to a cache."""
-    return [*_asked(options), "--split", split]
-
-
-def _asked(options: Mapping[str, Any]) -> list[str]:
-    """Return the options that name source, model, rendering and run."""
-    words: list[str] = []
-    for name in (
-        "data",
-        "ratio",
-        "data_revision",
-        "model",
-        "processor",
-        "revision",
-        "chat_template",
-        "system_prompt",
-        "run",
-    ):
-        if options[name] is not None:
-            words += [f"--{name.replace('_', '-')}", str(options[name])]
-    for person in options["forget"]:
-        words += ["--forget", person]
-    if options["score_end_token"] is not None:
-        words.append("--score-end-token" if options["score_end_token"] else "--no-score-end-token")
-    return [*words, "--skip-text"] if options["skip_text"] else words
-
-
-def _optimization(options: Mapping[str, Any]) -> Optimization:
-    names = (
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "weight_decay",
-        "warmup_ratio",
-        "max_grad_norm",
-        "seed",
-    )
-    return Optimization(**{name: options[name] for name in names})
-
-
-def _save(model: Any, loaded: Loaded, output: Path, method: Method) -> None:
-    model.save_pretrained(output)
-    loaded.encoder.processor.save_pretrained(output)
-    write_rendering(output, loaded.rendering)
-    (output / "README.md").write_text(
-        f"---\nlibrary_name: peft\nbase_model: {loaded.checkpoint.spec}\ntags: [unlearning, viker]\n---\n"
-        f"# {method.name}\n\nA LoRA adapter that unlearns people from `{loaded.checkpoint.spec}` by "
-        f"*{method.name}*: {method.summary} "
-        f"({method.fidelity}, {method.paper}).\n\n**Reversible: the base still knows.** Export merged weights with "
-        "`viker adapter export --merge`. Options are in `config.json`, inputs and caches in `provenance.json`.\n",
-        encoding="utf-8",
-    )
-
-
-class _Trajectory:
-    """Keeps a snapshot and a measured point every so many steps, beginning with the model as it was."""
-
-    def __init__(
-        self, model: Any, loaded: Loaded, options: Mapping[str, Any], output: Path, make_measure: Callable[..., Any]
-    ) -> None:
-        self._model, self._encoder, self._output = model, loaded.encoder, output
-        self._every: int = options["evaluate_every"]
-        if self._every:
-            self._measure = make_measure(
-                options["data"], options["ratio"], options["forget"], options["evaluate_people"]
-            )
-            self._keep(0)
-
-    def after_step(self, log: StepLog) -> None:
-        """Measure after a step whose turn it is."""
-        if self._every and log.step % self._every == 0:
-            self._keep(log.step)
-
-    def _keep(self, step: int) -> None:
-        self._model.eval()
-        state = torch.random.get_rng_state()
-        point = {"schema": "viker/trajectory/1", "step": step, **self._measure(self._model, self._encoder)}
-        torch.random.set_rng_state(state)
-        self._model.train()
-        self._model.save_pretrained(self._output / "snapshots" / f"step-{step:05d}")
-        with (self._output / "trajectory.jsonl").open("a") as stream:
-            stream.write(json.dumps(point) + "\n")
+def _longest(prepared: Prepared | None) -> int:
+    """Return the tokens of the longest example, its images among them, as far as some of them tell."""
+    if prepared is None:
+        return TYPICAL_TOKENS
+    items = [*prepared.forget, *prepared.retain]
+    chosen = items[:: max(1, len(items) // MOST_COUNTED)]
+    return max(len(item.encode(prepared.loaded.encoder).input_ids) for item in chosen)

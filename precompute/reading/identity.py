@@ -108,9 +108,9 @@ def row_key(prompt_ids: Sequence[int], answer_ids: Sequence[int], pixels_digest:
     """Return the 16-byte digest of what decides a sample's rows.
 
     Args:
-        prompt_ids: ids of the prompt with one placeholder an image, unexpanded.
+        prompt_ids: ids of the example's own prompt with one placeholder an image, unexpanded.
         answer_ids: ids of the answer tokens.
-        pixels_digest: digest of the decoded RGB for interventions that show the example's own image, else None.
+        pixels_digest: what `models/interventions.py` digests of the example's own images, None where it is nothing.
     """
     digest = hashlib.blake2b(_token_bytes(prompt_ids, answer_ids), digest_size=16, person=b"viker/row-key/1")
     digest.update(b"" if pixels_digest is None else pixels_digest.encode())

@@ -1,0 +1,156 @@
+"""How likely the published answers are: the same whatever is packed, kept beside the replies, scored again from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from family_work import EXAMPLES, asked, each, own_rows
+from tiny_families import build
+from viker.cli import viker
+from viker.data.example import DataError, Message
+from viker.data.sources import open_source
+from viker.evaluate import generate
+from viker.evaluate.ask import Protocol, ask_everything, collect_questions
+from viker.evaluate.generate import GROUP_SIZE, answer_likelihoods
+from viker.models.load import load, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from viker.data.example import Example
+    from viker.models.load import Loaded
+
+SPOKEN = dataclasses.replace(EXAMPLES[1], id="x/spoken", images=(), messages=(Message("user", "Where was x born?"),))
+QUESTIONS = (EXAMPLES[1], SPOKEN, EXAMPLES[3], EXAMPLES[2], asked(1, "Lisbon", "And where?"), EXAMPLES[5])
+
+
+@pytest.fixture(scope="module")
+def people(mini_world: Path) -> list[Example]:
+    """Two people's image questions, one of each in turn: neighbors never share a picture."""
+    shown = [e for e in open_source(str(mini_world)).read("forget") if e.task == "generation" and e.images]
+    names = sorted({example.people[0] for example in shown})[:2]
+    first, second = ([example for example in shown if example.people[0] == name] for name in names)
+    return [example for pair in zip(first, second, strict=True) for example in pair]
+
+
+def values(loaded: Loaded, examples: Sequence[Example], batch_size: int = 64) -> list[float]:
+    return [total for total, _ in answer_likelihoods(loaded.model, loaded.encoder, examples, batch_size=batch_size)]
+
+
+def test_neighbors_of_one_picture_run_it_once(
+    tiny: Loaded, people: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = []
+    real = generate.answer_logits
+
+    def counting(model: Any, inputs: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
+        pictures.append(len(inputs["pixel_values"]))
+        return real(model, inputs, *rest)
+
+    monkeypatch.setattr(generate, "answer_logits", counting)
+    together = values(tiny, people)
+    assert len(people) > 2 * 4
+    assert sum(pictures) == 2 * math.ceil(len(people) / 2 / GROUP_SIZE)
+    assert together == pytest.approx([values(tiny, [example])[0] for example in people], abs=1e-3)
+
+
+def test_attention_that_cannot_read_a_mask_of_pairs_gives_the_same(
+    tiny: Loaded, tiny_model_dir: Path, people: list[Example]
+) -> None:
+    eager = load(resolve(str(tiny_model_dir)), attention="eager")
+    assert values(eager, people) == pytest.approx(values(tiny, people), abs=1e-3)
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    return tmp_path_factory.mktemp("families of likelihoods")
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest, families: Path) -> Loaded:
+    build(request.param, families / request.param)
+    return load(resolve(str(families / request.param)))
+
+
+@each
+def test_every_family_says_what_its_own_processor_and_one_plain_pass_say(family: Loaded) -> None:
+    # Mllama's tokens that see no image take the mean of all that the batch holds: one image each, or none.
+    examples = [example for example in QUESTIONS if family.model_type != "mllama" or len(example.images) == 1]
+    found = values(family, examples)
+    for example, value in zip(examples, found, strict=True):
+        if not example.images:
+            assert value == pytest.approx(values(family, [example])[0], abs=1e-4)
+            continue
+        rows_MV = own_rows(family, example)
+        ids_M = torch.tensor(family.encoder.encode(example).answer_ids)
+        assert value == pytest.approx(float(rows_MV.gather(1, ids_M[:, None]).log().sum()), abs=1e-4)
+
+
+def test_a_diverged_model_is_an_error_that_names_the_question(
+    tiny: Loaded, trainable: Any, people: list[Example]
+) -> None:
+    next(trainable.lm_head.parameters()).data.fill_(math.nan)
+    with pytest.raises(DataError, match=f"{people[0].id}.*expected a finite log-probability of the answer, found nan"):
+        answer_likelihoods(trainable, tiny.encoder, people[:1], batch_size=4)
+
+
+def test_questions_of_the_generation_task_keep_their_likelihood_behind_the_bare_question(
+    tiny: Loaded, mini_world: Path
+) -> None:
+    questions = collect_questions(open_source(str(mini_world)), ("classification", "cloze", "generation"), limit=1)
+    few = {split: asked[::3] for split, asked in questions.items()}
+    protocol = Protocol(style="official", max_new_tokens=2, batch_size=8, tasks=())
+    answers = ask_everything(tiny.model, tiny.encoder, few, protocol, "tiny")
+    asked_too = [example for examples in few.values() for example in examples]
+    assert {answer.modality for answer in answers if answer.answer_logprob} == {"image", "text"}
+    for answer, example in zip(answers, asked_too, strict=True):
+        assert (answer.answer_logprob is not None) == (example.task == "generation")
+        if answer.answer_logprob:
+            assert answer.answer_logprob[0] == pytest.approx(values(tiny, [example])[0], abs=1e-3)
+            assert answer.answer_logprob[1] == len(tiny.encoder.encode(example).answer_ids)
+
+
+def evaluate(output: Path, world: Path, *arguments: str) -> Any:
+    result = CliRunner().invoke(
+        viker, ["evaluate", "--data", str(world), "--output", str(output), *arguments], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def records_of(output: Path) -> list[dict[str, Any]]:
+    scores = json.loads((output / "scores.json").read_text())["scores"]
+    return [score for score in scores if score["metric"] == "answer_logprob"]
+
+
+def test_scores_hold_it_and_survive_being_scored_again(tiny_model_dir: Path, mini_world: Path, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation"
+    options = ("--model", str(tiny_model_dir), "--limit", "1", "--task", "generation", "--max-new-tokens", "2")
+    told = evaluate(output, mini_world, *options)
+    records, lines = records_of(output), (output / "answers.jsonl").read_text().splitlines()
+    assert {(record["split"], record["modality"]) for record in records} >= {
+        (split, modality) for split in ("forget", "retain-heldout") for modality in ("image", "text")
+    }
+    for record in records:
+        kept = [json.loads(line) for line in lines]
+        cell = [a for a in kept if (a["split"], a["modality"]) == (record["split"], record["modality"])]
+        assert record["value"] == pytest.approx(fmean(a["answer_logprob"][0] / a["answer_logprob"][1] for a in cell))
+        assert record["n"] == len(cell)
+    again = evaluate(output, mini_world, *options, "--rescore")
+    assert records_of(output) == records
+    assert "without their log-probability" not in told.output + again.output
+
+    old = [{name: value for name, value in json.loads(line).items() if name != "answer_logprob"} for line in lines]
+    (output / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in old))
+    again = evaluate(output, mini_world, *options, "--rescore")
+    assert records_of(output) == []
+    assert f"{len(lines)} generated answers were kept without their log-probability" in again.stderr
+    assert len(json.loads((output / "scores.json").read_text())["scores"]) > 4
