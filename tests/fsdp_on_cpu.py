@@ -1,4 +1,4 @@
-"""Run `viker ARGUMENTS` with FSDP2 on processes of the CPU: accelerate shares weights over GPUs alone, torch over both."""
+"""Run `viker ARGUMENTS` with FSDP2 on processes of the CPU, where torch shares weights and accelerate does not."""
 
 from __future__ import annotations
 

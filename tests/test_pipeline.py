@@ -102,7 +102,7 @@ def test_retain_rows_are_made_only_for_methods_that_read_them() -> None:
 
 def test_overwrite_reaches_every_stage() -> None:
     found = resolved("--overwrite")
-    assert all(value[-1] == "--overwrite" for value in found.values() if isinstance(value, list))
+    assert all(value[-1] == "--overwrite" for name, value in found.items() if name.endswith("_ARGS"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_overwrite_reaches_every_stage() -> None:
             ],
         ),
         ("--people", ["unknown option --people", "Did you mean --data.people?", "--lambda", "--only"]),
-        ("--num-references", ["Did you mean --precompute.num-references?"]),
+        ("--engine", ["Did you mean --precompute.engine?"]),
         ("--source", ["Did you mean --data.source?"]),
         ("--batch-size", ["Did you mean --evaluate.batch-size?"]),
         ("--augment", ["Did you mean --finetune.augment?"]),
@@ -331,9 +331,10 @@ def test_what_a_preset_says_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, weight in (("mllmu-5", 0.05), ("mllmu-10", 0.05), ("mllmu-15", 0.5)):
         invoke = CliRunner().invoke(viker, ["--preset", name, "train", "--run", "r", *given])
         assert invoke.exit_code == 0, invoke.output
-        assert (seen["method"].name, seen["method"].lambda_, seen["stop"]) == ("viker", weight, False)
+        method = seen["method"]
+        assert (method.name, method.settings["lambda"], seen["stop"]) == ("viker", weight, False)
         CliRunner().invoke(viker, ["--preset", name, "train", "--run", "r", *given, "--lambda", "0.7"])
-        assert seen["method"].lambda_ == 0.7, "the line wins"
+        assert seen["method"].settings["lambda"] == 0.7, "the line wins"
         CliRunner().invoke(viker, ["--preset", name, "finetune", "retain-only", "--output", "o", *given])
         assert (seen["use_lora"], seen["learning_rate"], seen["score_end_token"]) == (True, 2e-5, False)
 

@@ -16,6 +16,7 @@ from viker.sweep.collect import SweptRun, Trained, read_points
 from viker.sweep.page import BEGIN, END, as_table, means_table, put_into, render
 from viker.sweep.pareto import FACTS, ROUGE, Place, axes_of, front, places
 from viker.sweep.results import Result, read_result, write_result
+from viker.train.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 BAR = 0.1
@@ -234,6 +235,14 @@ def test_readme_and_results_show_the_stored_numbers():
     table = means_table(json.loads((ROOT / "docs" / "results" / "mini.json").read_text()))
     assert table in (ROOT / "README.md").read_text()
     assert table in (ROOT / "docs" / "results" / "mini.md").read_text()
+
+
+def test_the_page_of_all_methods_shows_the_stored_numbers():
+    results = ROOT / "docs" / "results"
+    page = render(read_result(results / "mini-methods.json"), None)
+    text = (results / "mini-methods.md").read_text()
+    assert page.strip() in text
+    assert all(f"`{name}" in page for name in METHODS)
 
 
 def test_the_rule_makes_of_the_stored_worlds_what_was_stored():

@@ -75,7 +75,7 @@ def _kind_of(device: str | None) -> str | None:
 def share(accelerator: Accelerator, module: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
     """Return a module and its optimizer as all processes train them."""
     if is_sharded(accelerator):  # weights are gathered a layer at a time, by the names of the layers' classes
-        module._no_split_modules = _layer_classes(module)
+        module._no_split_modules = _layer_classes(module.model.get_decoder())
     module, optimizer = accelerator.prepare(module, optimizer)
     if isinstance(module, DistributedDataParallel):
         # No buffer is trained, and an exchange of them in place between two forward passes breaks their backward pass.
@@ -83,9 +83,12 @@ def share(accelerator: Accelerator, module: Any, optimizer: torch.optim.Optimize
     return module, optimizer
 
 
-def _layer_classes(module: torch.nn.Module) -> list[str]:
-    """Return the names of the classes that transformers keeps in one piece, of those that a module is made of."""
-    parts = list(module.modules())
+def _layer_classes(decoder: torch.nn.Module) -> list[str]:
+    """Return the names of the classes that transformers keeps in one piece, of those that a text decoder is made of.
+
+    Not of a vision tower: it is not run for examples without a picture, and all processes have to gather alike.
+    """
+    parts = list(decoder.modules())
     whole_ones = {name for part in parts for name in getattr(part, "_no_split_modules", None) or ()}
     return sorted(whole_ones & {type(part).__name__ for part in parts})
 
