@@ -41,6 +41,8 @@ _OF_REFERENCES = (
     "--teacher", "--split", "--answers", "--instruction", "--pool", "--num-references", "--shared-references",
     "--skip-text", "--seed", "--limit",
 )  # fmt: skip
+# Options of `train` for a teacher run live; bare, whoever gives them means the rows that are cached.
+_OF_A_LIVE_TEACHER = ("--pool", "--num-references", "--shared-references")
 _HAS_PROCESSOR = ("finetune", "precompute", "train", "evaluate")
 
 Words = tuple[str, ...]  # an option and its value, or a flag alone
@@ -140,7 +142,8 @@ def _stage_option(word: str) -> tuple[str, str]:
     stage, dot, option = word.removeprefix("--").partition(".")
     if not dot:
         stage, option = "train", stage
-    if stage in _COMMANDS and f"--{option}" in stage_options(stage):
+    is_meant = dot or f"--{option}" not in _OF_A_LIVE_TEACHER
+    if is_meant and stage in _COMMANDS and f"--{option}" in stage_options(stage):
         return stage, f"--{option}"
     elsewhere = [f"--{other}.{option}" for other in _COMMANDS if f"--{option}" in stage_options(other)]
     elsewhere += [name for name in _OWN_OPTIONS if name.endswith(f".{option}")]

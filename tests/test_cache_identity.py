@@ -176,7 +176,7 @@ def test_the_table_of_rules_has_a_line_a_field():
 
 
 def test_what_training_may_override_is_what_the_table_says():
-    from viker.train.commands import OVERRIDABLE
+    from viker.train.options import OVERRIDABLE
 
     assert set(OVERRIDABLE) == {field for field, rule in FIELD_RULES.items() if rule == "overridable"}
 

@@ -117,6 +117,7 @@ def test_overwrite_reaches_every_stage() -> None:
         ),
         ("--people", ["unknown option --people", "Did you mean --data.people?", "--lambda", "--only"]),
         ("--engine", ["Did you mean --precompute.engine?"]),
+        ("--num-references", ["Did you mean --precompute.num-references or --train.num-references?"]),
         ("--source", ["Did you mean --data.source?"]),
         ("--batch-size", ["Did you mean --evaluate.batch-size?"]),
         ("--augment", ["Did you mean --finetune.augment?"]),

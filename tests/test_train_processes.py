@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from command_line import succeed
+from command_line import call, succeed
 from peft import PeftModel
 from safetensors.torch import load_file
 from training_run import checkpoints, results
@@ -27,6 +27,7 @@ DEADLINE_S = 900
 HERE = Path(__file__).parent
 METHODS = ("recommended", "gd", "idkpo", "rmu", "mmunlearner")  # a retain term; two forward passes; layers; a mask
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+VIKER = ("-m", "--", "viker")  # `--` keeps torchrun from taking `--run` for its own
 SHARED = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
@@ -83,10 +84,8 @@ def launched(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def both(
-    words: list[str], *options: object, script: tuple[str, ...] = ("-m", "--", "viker"), **environment: str
-) -> str:
-    """Two processes; `--` keeps torchrun from taking `--run` for its own."""
+def both(words: list[str], *options: object, script: tuple[str, ...] = VIKER, **environment: str) -> str:
+    """Two processes that have to succeed."""
     told = [*words, "--gradient-accumulation-steps", "2", *map(str, options)]
     process = launched([*LAUNCHER, *script, *told], **environment)
     out, _ = process.communicate(timeout=DEADLINE_S)
@@ -164,12 +163,17 @@ def test_a_run_is_measured_by_the_main_process(words, tmp_path):
         assert other == pytest.approx(one, rel=1e-4)
 
 
-def test_both_stop_behind_the_same_step_and_go_on_to_the_same_bytes(words, tmp_path):
-    words = [*words, "--method", "mmunlearner", "--lora-dropout", "0.2", "--num-train-epochs", "8", "--save-steps", "5"]
+@pytest.mark.parametrize(
+    ("method", "script", "environment"),
+    [("mmunlearner", VIKER, {}), ("recommended", ("--", str(HERE / "fsdp_on_cpu.py")), SHARED)],
+    ids=["whole weights", "shared weights"],
+)
+def test_both_stop_behind_the_same_step_and_go_on_to_the_same_bytes(words, tmp_path, method, script, environment):
+    words = [*words, "--method", method, "--lora-dropout", "0.2", "--num-train-epochs", "6", "--save-steps", "5"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    both(words, "--output", whole)
+    both(words, "--output", whole, script=script, **environment)
     told = [*words, "--gradient-accumulation-steps", "2", "--output", str(broken)]
-    process = launched([*LAUNCHER, "-m", "--", "viker", *told])
+    process = launched([*LAUNCHER, *script, *told], **environment)
     log, end = broken / "training_log.jsonl", time.monotonic() + DEADLINE_S
     while not log.is_file() or log.read_bytes().count(b"\n") < 3:
         assert process.poll() is None, process.communicate()[0]
@@ -181,22 +185,21 @@ def test_both_stop_behind_the_same_step_and_go_on_to_the_same_bytes(words, tmp_p
     assert "The same command goes on from there." in out
     (saved,) = checkpoints(broken)
     assert int(saved[-5:]) == len(steps_of(broken))
-    assert f"goes on from step {len(steps_of(broken))}" in both(words, "--output", broken)
+    at = len(steps_of(broken))
+    assert f"goes on from step {at}" in both(words, "--output", broken, script=script, **environment)
     assert results(broken) == results(whole)
 
 
 def test_another_number_of_processes_is_another_run(words, tmp_path):
     told = [*words, "--method", "ga", "--output", str(tmp_path / "adapter"), "--save-steps", "1"]
-    process = launched([*LAUNCHER, "-m", "--", "viker", *told, "--num-train-epochs", "50"])
+    process = launched([*LAUNCHER, *VIKER, *told, "--num-train-epochs", "50"])
     end = time.monotonic() + DEADLINE_S
-    while not any(name.isalnum() or "." not in name for name in checkpoints(tmp_path / "adapter")):
+    while not any("." not in name for name in checkpoints(tmp_path / "adapter")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=DEADLINE_S)
-    from command_line import call
-
     refused = call(*told, "--num-train-epochs", 50)
     assert refused.code == 3
     assert "processes" in refused.message
@@ -229,7 +232,7 @@ def test_an_error_on_one_process_ends_the_other_soon(words, tmp_path):
     (tmp_path / "mine.py").write_text(OWN_METHOD)
     told = [*words, "--method", f"{tmp_path / 'mine.py'}:mine", "--output", str(tmp_path / "adapter")]
     started = time.monotonic()
-    process = launched([*LAUNCHER, "-m", "--", "viker", *told])
+    process = launched([*LAUNCHER, *VIKER, *told])
     out, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Error: process 1 has had enough" in out

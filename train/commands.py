@@ -102,6 +102,9 @@ def _say_unread(options: dict[str, Any]) -> None:
     for name in options["method"]:
         for option in unread_options(name, **{each: options[each] for each in names}):
             _announce(f"train: {name}: {option} is not read: the method has no such term")
+    if options["teacher_from"] == "cache" and not options["spot_check"]:
+        for option in (f"--{name.replace('_', '-')}" for name in _ONLINE if options[name]):
+            _announce(f"train: {option} is not read: rows come from caches, drawn by `viker precompute`")
 
 
 def _train_one(ctx: click.Context, options: dict[str, Any], method: Method) -> bool:
