@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -14,6 +15,8 @@ from command_line import call, copy_model, succeed
 from safetensors.torch import load_file, save_file
 from training_run import NUM_STEPS, Killed, after_step, checkpoints, kill, line, measure_weights, results, send
 from viker.data.artefact import is_complete, read_json
+from viker.data.example import canonical_json
+from viker.train.checkpoint import DamagedCheckpoint, read_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +43,23 @@ def whole(mini_world: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempP
         run_quickly(patch)
         succeed(*line(mini_world, tiny_model_dir, output, *EVERY))
     return output
+
+
+@pytest.fixture(scope="module")
+def killed(mini_world: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    """What is left of a run that was killed behind its fifth step."""
+    output = tmp_path_factory.mktemp("killed") / "adapter"
+    with pytest.MonkeyPatch.context() as patch:
+        run_quickly(patch)
+        broken_off(line(mini_world, tiny_model_dir, output, *EVERY), patch, 5)
+    return output
+
+
+@pytest.fixture
+def left(killed: Path, tmp_path: Path) -> Path:
+    """The same, to be gone on from by `command`."""
+    shutil.copytree(killed, tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 @pytest.fixture
@@ -155,77 +175,105 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     ),
     "half of the state": lambda saved: cut(saved / "state.json"),
     "no state": lambda saved: (saved / "state.json").unlink(),
+    "a list": lambda saved: (saved / "state.json").write_bytes(b"[]"),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_checkpoint_is_left_out_with_a_warning(command, whole, tmp_path, monkeypatch, what):
-    broken_off(command, monkeypatch, 5)
-    DAMAGE[what](tmp_path / "adapter" / "checkpoint" / "step-00004")
+def test_a_damaged_checkpoint_is_not_read(left, what):
+    whole = read_checkpoint(left)
+    assert whole is not None
+    assert whole.state.step == 4
+    DAMAGE[what](left / "checkpoint" / "step-00004")
+    with pytest.raises(DamagedCheckpoint, match="expected the bytes that were written, as their digest has it, found"):
+        read_checkpoint(left)
+
+
+def test_a_checkpoint_holds_no_pickle_and_is_read_as_it_was_written(left, tmp_path):
+    held = read_checkpoint(left)
+    assert held is not None
+    assert {path.name for path in held.path.iterdir()} == {"state.json", "tensors.safetensors"}
+    again = read_checkpoint(
+        save_checkpoint(tmp_path, held.state, made_from=held.made_from, lines={}, resumed=held.resumed).parent.parent
+    )
+    assert again is not None
+    assert again.state.tensors.keys() == held.state.tensors.keys()
+    assert all(torch.equal(again.state.tensors[name], value) for name, value in held.state.tensors.items())
+    assert (again.state.random, again.state.recent, again.made_from) == (
+        held.state.random, held.state.recent, held.made_from,
+    )  # fmt: skip
+    assert {name.split("/")[0] for name in held.state.tensors} == {"weight", "optimizer", "mask"}
+
+
+def test_a_checkpoint_of_a_later_version_is_not_read(left):
+    state = left / "checkpoint" / "step-00004" / "state.json"
+    told = json.loads(state.read_bytes())
+    del told["digest"]
+    told["schema"] = "viker/checkpoint/2"
+    digest = hashlib.sha256(canonical_json(told)).hexdigest()
+    state.write_bytes(canonical_json({**told, "digest": digest}))
+    with pytest.raises(DamagedCheckpoint, match="found those of viker/checkpoint/2"):
+        read_checkpoint(left)
+
+
+def test_a_damaged_checkpoint_is_left_out_with_a_warning(command, whole, left):
+    flip(left / "checkpoint" / "step-00004" / "tensors.safetensors")
     again = succeed(*command)
     assert "train: WARNING:" in again.err
-    assert "expected the bytes that were written, as their digest has it" in again.err
     assert "the run begins again" in again.err
-    assert results(tmp_path / "adapter") == results(whole)
+    assert results(left) == results(whole)
 
 
-def test_a_checkpoint_that_was_being_written_is_none(command, whole, tmp_path, monkeypatch):
-    broken_off(command, monkeypatch, 5)
-    folder = tmp_path / "adapter" / "checkpoint"
+def test_a_checkpoint_that_was_being_written_is_none(command, whole, left):
+    folder = left / "checkpoint"
     shutil.copytree(folder / "step-00004", folder / "step-00005.writing")
     cut(folder / "step-00005.writing" / "tensors.safetensors")
     assert "goes on from step 4" in succeed(*command).err
-    assert results(tmp_path / "adapter") == results(whole)
+    assert results(left) == results(whole)
 
 
-def test_of_two_checkpoints_the_newer_one_counts(command, whole, tmp_path, monkeypatch):
-    kept = tmp_path / "kept"
-    broken_off(command, monkeypatch, 3)
-    shutil.copytree(tmp_path / "adapter" / "checkpoint" / "step-00002", kept)
-    broken_off(command, monkeypatch, 5)
-    shutil.copytree(kept, tmp_path / "adapter" / "checkpoint" / "step-00002")  # a kill before it was removed
-    assert "goes on from step 4" in succeed(*command).err
-    assert results(tmp_path / "adapter") == results(whole)
+def test_of_two_checkpoints_the_newer_one_counts(left):
+    folder = left / "checkpoint"
+    shutil.copytree(folder / "step-00004", folder / "step-00002")  # a kill before the older one was removed
+    held = read_checkpoint(left)
+    assert held is not None
+    assert held.path == folder / "step-00004"
 
 
 @pytest.mark.parametrize("name", ["training_log.jsonl", "trajectory.jsonl"])
-def test_lines_that_are_missing_are_a_reason_to_begin_again(command, whole, tmp_path, monkeypatch, name):
-    broken_off(command, monkeypatch, 5)
-    cut(tmp_path / "adapter" / name)
+def test_lines_that_are_missing_are_a_reason_to_begin_again(command, whole, left, name):
+    cut(left / name)
     again = succeed(*command)
     assert "expected the lines that" in again.err
-    assert results(tmp_path / "adapter") == results(whole)
+    assert results(left) == results(whole)
 
 
-def test_half_a_line_behind_the_checkpoint_is_written_again(command, whole, tmp_path, monkeypatch):
-    broken_off(command, monkeypatch, 5)
-    with (tmp_path / "adapter" / "training_log.jsonl").open("a") as log:
+def test_half_a_line_behind_the_checkpoint_is_written_again(command, whole, left):
+    with (left / "training_log.jsonl").open("a") as log:
         log.write('{"schema": "viker/step/2", "st')
     succeed(*command)
-    assert results(tmp_path / "adapter") == results(whole)
+    assert results(left) == results(whole)
 
 
 # ---- another command -------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_of_other_options_is_not_thrown_away(command, tmp_path, monkeypatch):
-    broken_off(command, monkeypatch, 5)
+def test_an_interrupted_run_of_other_options_is_not_thrown_away(command, left):
     refused = call(*command, "--learning-rate", 2e-3, "--lora-r", 4)
     assert refused.code == 3
     assert "an interrupted run with other options is there" in refused.message
     assert "learning_rate" in refused.message
     assert "lora_r" in refused.message
-    assert checkpoints(tmp_path / "adapter") == ["step-00004"]
+    assert checkpoints(left) == ["step-00004"]
     succeed(*command, "--learning-rate", 2e-3, "--lora-r", 4, "--overwrite")
-    assert read_json(tmp_path / "adapter" / "provenance.json")["resumed_at"] == []
+    assert read_json(left / "provenance.json")["resumed_at"] == []
 
 
-def test_a_run_begins_again_where_that_is_asked_for(command, whole, tmp_path, monkeypatch):
-    broken_off(command, monkeypatch, 5)
+def test_a_run_begins_again_where_that_is_asked_for(command, whole, left):
     again = succeed(*command, "--no-resume")
     assert "goes on" not in again.err
-    assert results(tmp_path / "adapter") == results(whole)
-    assert read_json(tmp_path / "adapter" / "provenance.json")["resumed_at"] == []
+    assert results(left) == results(whole)
+    assert read_json(left / "provenance.json")["resumed_at"] == []
 
 
 def test_overwriting_is_resumed_too(command, whole, tmp_path, monkeypatch):

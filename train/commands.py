@@ -47,6 +47,7 @@ _NAMING = (
     "quantization", "gradient_checkpointing", "key_entropy", "stop", "evaluate_every", "evaluate_people", "min_retain",
     "max_repetition", "keep_best", "limit", "skip_text",
 )  # fmt: skip
+_PACKING = ("group_size", "row_length")
 _METHOD = ("method", "ascent", "regularizer", "token_lambda")
 _OF_OWN_OPTION = ("lambda", "retain")  # settings with an option of their own; others are --hp's
 _ONLINE = ("pool", "num_references", "shared_references", "draw_seed")
@@ -232,8 +233,7 @@ def _note_caches(options: dict[str, Any], output: Path) -> None:
 def adapter_config(options: dict[str, Any], method: Method, published_at: Callable[[str], Published]) -> dict[str, Any]:
     """Return the options this method reads and its inputs: what names the adapter."""
     read = {name: options[name] for name in (*_NAMING, *_SOURCE, *_MODEL)}
-    if options["row_length"]:
-        read |= {"row_length": options["row_length"]}
+    read |= {name: options[name] for name in _PACKING if options[name]}
     read |= {name: options[name] for name in _METHOD} | {"terms": [list(term) for term in _terms(method)]}
     own = [f"{name}={value!r}" for name, value in method.settings.items() if name not in _OF_OWN_OPTION]
     read |= {"settings": own} | {name: method.settings[name] for name in _OF_OWN_OPTION if name in method.settings}

@@ -57,12 +57,15 @@ class Optimization:
     max_grad_norm: float
     seed: int
     group_by_image: bool = False
+    group_size: int = 0
     row_length: int = 0
 
     @property
-    def group_size(self) -> int:
+    def questions_an_image(self) -> int:
         """How many questions share one copy of their image, at most."""
-        return self.per_device_train_batch_size if self.group_by_image else 1
+        if not self.group_by_image:
+            return 1
+        return self.group_size or self.per_device_train_batch_size
 
 
 class Unlearning:
@@ -108,7 +111,7 @@ class Unlearning:
         scorer = Scorer(
             student=self.student, encoder=encoder, rows_of=rows_of or cached_rows(top_k), top_k=top_k,
             # Where processes share the weights, they have to run the same layers, remembered pictures or not.
-            group_size=optimization.group_size, memo=None if is_sharded(accelerator) else VisionMemo(model),
+            group_size=optimization.questions_an_image, memo=None if is_sharded(accelerator) else VisionMemo(model),
             layer=_layer_of(model, method), row_length=optimization.row_length,
             without_adapter=getattr(model, "disable_adapter", nullcontext),
         )  # fmt: skip
@@ -197,7 +200,7 @@ class Unlearning:
 
     def _draws(self) -> Iterator[tuple[int, list[Item], list[Item]]]:
         """Yield (epoch, forget items, retain items) of each step, without end."""
-        group_size, seed = self._optimization.group_size, self._optimization.seed
+        group_size, seed = self._optimization.questions_an_image, self._optimization.seed
         forget, retain = self._forget, self._retain
         kept_batches = draw_batches(
             len(retain), self._batch_size, seed=seed, purpose="retain", keys=image_keys(retain), group_size=group_size
