@@ -28,8 +28,6 @@ from .rounds import Measured, note
 from .train_work import Prepared, with_rows
 
 METHOD = METHODS["viker"]
-# Questions behind one copy of their image: a CPU computes the pairs that a mask hides, so few are fastest there.
-GROUP_SIZE = 0 if torch.cuda.is_available() else 4
 FIRST, BEST_ONLINE, BEST = "online-naive-ungrouped", "online-shared-prefix-grouped", "cached-grouped"
 RATIOS = (
     (BEST, BEST_ONLINE), (BEST, FIRST), (BEST, "cached-ungrouped"), ("cached-ungrouped", FIRST),
@@ -158,7 +156,7 @@ def passes_over(
         batch_size: examples a step.
         num_passes: passes there will be.
     """
-    run = _start(prepared, variant, cached, _optimization(batch_size, num_passes, variant))
+    run = _start(prepared, variant, cached, _optimization(batch_size, num_passes, variant, prepared.group_size))
     num_examples = len(prepared.items)
     sizes = [min(batch_size, num_examples - start) for start in range(0, num_examples, batch_size)]
     steps = _quiet(run)
@@ -192,11 +190,11 @@ def _learning_to_see(model: Any) -> Iterator[None]:
         weight.requires_grad_(False)
 
 
-def _optimization(batch_size: int, num_passes: int, variant: Variant) -> Optimization:
+def _optimization(batch_size: int, num_passes: int, variant: Variant, group_size: int) -> Optimization:
     return Optimization(
         num_train_epochs=num_passes, per_device_train_batch_size=batch_size, gradient_accumulation_steps=1,
         learning_rate=0.0, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=1.0, seed=0,
-        group_by_image=variant.grouped, group_size=GROUP_SIZE,
+        group_by_image=variant.grouped, group_size=group_size,
     )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def _prepare(shapes: str, place: Path, device: str, options: Mapping[str, Any]) 
     """Build a student and its examples, and fill in what the options left open."""
     import torch
 
+    from ..train.open_student import checkpoint_layers
     from . import train_work
     from .precompute import SHAPES
 
@@ -93,7 +94,7 @@ def _prepare(shapes: str, place: Path, device: str, options: Mapping[str, Any]) 
             SHAPES[shapes], device=device, dtype=dtype, num_examples=num_examples, **drawn
         )
     if options["gradient_checkpointing"]:
-        train_work.spare_memory(prepared.model)
+        checkpoint_layers(prepared.model)
     sizes = {"examples": num_examples, "batch": batch, "grouped_batch": options["grouped_batch"] or batch}
     return prepared._replace(items=prepared.items[:num_examples]), {**options, **sizes, **drawn}
 

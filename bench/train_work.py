@@ -37,13 +37,20 @@ TOKEN_BUDGET = 4096
 QUESTIONS = 7  # an image: what the papers' people have
 
 
+GROUPS_ON_CPU = 4  # behind short images: a CPU computes the pairs that a mask hides, so few questions a row are fastest
+
+
 class Prepared(NamedTuple):
-    """A student with its encoder, forget examples without rows, and what their teacher is shown."""
+    """A student with its encoder, forget examples without rows, and what their teacher is shown.
+
+    `group_size`: questions behind one copy of their image, at most; 0 for all of a forward pass.
+    """
 
     model: Any
     encoder: Any
     items: list[Item]
     intervention: Intervention
+    group_size: int = 0
 
 
 def prepare_mini(folder: Path, *, device: str, dtype: str, num_references: int, pool_size: int) -> Prepared:
@@ -60,7 +67,7 @@ def prepare_mini(folder: Path, *, device: str, dtype: str, num_references: int, 
     images = images[:pool_size]
     return Prepared(
         _with_lora(model, folder / "model"), encoder, read_items(encoder, list(examples), None, "reference"),
-        _references(images, num_references),
+        _references(images, num_references), GROUPS_ON_CPU if device == "cpu" else 0,
     )  # fmt: skip
 
 
@@ -73,12 +80,6 @@ def prepare_seeded(
         _with_lora(build_model(shape, device=device, dtype=dtype), Path("seeded")), SeededEncoder(shape),
         _seeded_items(shape, num_examples), _references(pool, num_references),
     )  # fmt: skip
-
-
-def spare_memory(model: Any) -> None:
-    """Compute activations again in the backward pass, as `viker train --gradient-checkpointing` does."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()
 
 
 def with_rows(prepared: Prepared, *, top_k: int, dtype: torch.dtype) -> list[Item]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from viker.cli import main
 
@@ -18,6 +18,7 @@ def _initialize_sharing(self: AcceleratorState, *arguments: Any, **options: Any)
     if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.FSDP
         self.fsdp_plugin = plugin
+        PartialState._shared_state["distributed_type"] = self.distributed_type
 
 
 AcceleratorState.__init__ = _initialize_sharing

@@ -17,6 +17,7 @@ from ..data.example import canonical_json
 from . import trajectory as points
 from .batches import Item, summary_of
 from .checkpoint import DamagedCheckpoint, Held, read_checkpoint, remove_checkpoint, save_checkpoint
+from .diagnose_summary import FILE as DIAGNOSIS
 from .journal import LOG, Journal
 from .line_files import keep_lines
 from .loop import Unlearning
@@ -49,7 +50,7 @@ def find_held(output: Path, source: Mapping[str, Any], announce: Callable[[str],
             announce(f"train: goes on from step {held.state.step} ({held.path})")
             return held
         announce(f"train: WARNING: {output}: expected the lines that {held.path} counts, found fewer: begins again.")
-    for name in (LOG, points.FILE):
+    for name in (LOG, points.FILE, DIAGNOSIS):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(snapshots_of(output), ignore_errors=True)
     remove_checkpoint(output)

@@ -90,7 +90,7 @@ def _require_possible(options: Mapping[str, Any], accelerator: Accelerator) -> N
     require_known_sharing(accelerator)
     if not is_sharded(accelerator):
         return
-    for name, off in (("evaluate_every", 0), ("teacher_from", "cache")):
+    for name, off in (("evaluate_every", 0), ("teacher_from", "cache"), ("diagnose", False)):
         if options[name] != off:
             raise DataError(
                 f"--{name.replace('_', '-')} {options[name]}: expected every process to hold the weights, found them "
@@ -124,10 +124,7 @@ def _train(
         output=output, run=run, journal=Journal(output, accelerator), trajectory=trajectory, source=source,
         every=options["save_steps"], resumed=() if held is None else (*held.resumed, held.state.step),
     )  # fmt: skip
-    diagnosis = None
-    if options["diagnose"]:
-        takes_part = is_sharded(accelerator) and not accelerator.is_main_process
-        diagnosis = prepared.diagnosis(None if takes_part else output)
+    diagnosis = prepared.diagnosis(output) if options["diagnose"] else None
     if diagnosis is not None and held is None:
         announce(_look(diagnosis, "before", 0, accelerator))
     last, ended = _take_steps(options, saver, interrupt)
@@ -140,9 +137,7 @@ def _train(
 
 
 def _look(diagnosis: Diagnosis, when: When, step: int, accelerator: Accelerator) -> str:
-    """Return what a diagnosis says; every process runs the model where they share its weights."""
-    if is_sharded(accelerator):
-        return diagnosis.take(when, step)
+    """Return what a diagnosis says."""
     return on_main(accelerator, lambda: diagnosis.take(when, step))
 
 
