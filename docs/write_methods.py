@@ -41,8 +41,13 @@ def push_key_tokens(scored, settings):
 
 
 mine = Method(
-    name="mine", summary="ascent on key tokens only", paper="-", fidelity="ours",
-    forget=(Term("ascent", push_key_tokens),), reads=Reads("reference", kept=False), settings={"epsilon": 1.0},
+    name="mine",
+    summary="ascent on key tokens only",
+    paper="-",
+    fidelity="ours",
+    forget=(Term("ascent", push_key_tokens),),
+    reads=Reads("reference", kept=False),
+    settings={"epsilon": 1.0},
 )
 ```
 
