@@ -24,7 +24,7 @@ QUESTIONS = (
 def scored(family: Any, model: Any, group_size: int, memo: VisionMemo | None) -> tuple[torch.Tensor, dict[str, Any]]:
     """Log q(y) of all answer tokens, and the gradient of a sum that weighs each of them differently."""
     scorer = Scorer(
-        student=Student(model), encoder=family.encoder, rows_of=cached_rows(8), top_k=8, group_size=group_size,
+        student=Student(model), encoder=family.encoder, rows_of=cached_rows(8), group_size=group_size,
         memo=memo, without_adapter=nullcontext,
     )  # fmt: skip
     items = read_items(family.encoder, QUESTIONS, None, "reference")

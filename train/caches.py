@@ -146,7 +146,7 @@ def _named_cache(
         CacheMismatch, RowsNotCovered: caches of this kind are named, and none serves.
     """
     caches = [(name, TeacherCache.open(path_of(name))) for name in named]
-    chosen = [(name, cache) for name, cache in caches if _rows_are(cache) == _rows_wanted(wanted)]
+    chosen = [(name, cache) for name, cache in caches if _rows_of(cache.fingerprint) == _rows_of(wanted)]
     refusal: CacheMismatch | RowsNotCovered | None = None
     for name, cache in chosen:
         try:
@@ -181,12 +181,8 @@ def check_named(named: Sequence[str], read: Mapping[str, TeacherCache], announce
         announce(f"train: --cache {name}: this method does not read it")
 
 
-def _rows_are(cache: TeacherCache) -> tuple[str, str]:
-    """Return which rows a cache holds: the kind of teacher, and whose answers."""
-    return _rows_wanted(cache.fingerprint)
-
-
-def _rows_wanted(fingerprint: Mapping[str, Any]) -> tuple[str, str]:
+def _rows_of(fingerprint: Mapping[str, Any]) -> tuple[str, str]:
+    """Return which rows a fingerprint is of: the kind of teacher, and whose answers."""
     intervention = fingerprint["intervention"]
     return intervention["kind"], intervention.get("answers", "own")
 

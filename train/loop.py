@@ -109,7 +109,7 @@ class Unlearning:
         self.student, self.optimizer = share(accelerator, Student(model), optimizer)
         self.trainable = _trainable(model)  # parts of what they were, where processes share the weights
         scorer = Scorer(
-            student=self.student, encoder=encoder, rows_of=rows_of or cached_rows(top_k), top_k=top_k,
+            student=self.student, encoder=encoder, rows_of=rows_of or cached_rows(top_k),
             # Where processes share the weights, they have to run the same layers, remembered pictures or not.
             group_size=optimization.questions_an_image, memo=None if is_sharded(accelerator) else VisionMemo(model),
             layer=_layer_of(model, method), row_length=optimization.row_length,

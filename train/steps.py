@@ -46,14 +46,13 @@ class Scorer:
     student: Student
     encoder: Encoder
     rows_of: RowsOf
-    top_k: int
     group_size: int
     memo: VisionMemo | None
     layer: int | None = None
     row_length: int = 0
     without_adapter: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def score(self, items: Sequence[Item], *, kept: bool = True, keeps_states: bool = False) -> Scored:
+    def score(self, items: Sequence[Item], *, keeps_states: bool = False) -> Scored:
         """Return the scored answer tokens of examples, in the buckets of their rows if those are read.
 
         `keeps_states`: the layer's states are wanted without the adapter too.
@@ -62,13 +61,12 @@ class Scorer:
         rows = self.rows_of(items)
         rows = no_rows(answer_ids) if rows is None else rows
         rows = rows.to(self._device)
-        kept_ids_MK = rows.kept_ids_MK if kept else rows.kept_ids_MK[:, :0]
         batch = batch_of(self._model, self.encoder, items, self.group_size, self.row_length)
-        seen = self._run(batch, rows.answer_ids_M, kept_ids_MK)
+        seen = self._run(batch, rows)
         frozen_MD = None
         if keeps_states:
             with torch.no_grad(), self.without_adapter():
-                frozen_MD = self._run(batch, rows.answer_ids_M, kept_ids_MK).states_MD
+                frozen_MD = self._run(batch, rows).states_MD
         lengths = torch.tensor([len(item.answer_ids) for item in items])
         return Scored(
             student_MC=seen.student_MC, rows=rows, num_examples=len(items),
@@ -86,11 +84,13 @@ class Scorer:
         device: torch.device = next(self.student.parameters()).device
         return device
 
-    def _run(self, batch: Packed, answer_ids_M: Tensor, kept_ids_MK: Tensor) -> Any:
+    def _run(self, batch: Packed, rows: TeacherRows) -> Any:
         inputs = to_device(batch.inputs, self._device, self._dtype)
         showing = nullcontext() if self.memo is None else self.memo.showing(batch.pictures)
         with showing:
-            return self.student(inputs, batch.batch_M, batch.position_M, answer_ids_M, kept_ids_MK, self.layer)
+            return self.student(
+                inputs, batch.batch_M, batch.position_M, rows.answer_ids_M, rows.kept_ids_MK, self.layer
+            )
 
     @property
     def _dtype(self) -> torch.dtype:
