@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 IMAGE_MARKER = "<image>"
 
 Role = Literal["system", "user", "assistant"]
-Task = Literal["training", "description", "classification", "cloze", "generation", "captioning"]
+Task = Literal["training", "description", "classification", "cloze", "generation", "captioning", "recognition"]
 TASKS: tuple[str, ...] = get_args(Task)
 
 
@@ -54,7 +54,8 @@ class Example:
     """One question about a person (or several), with zero or more images, and the answer as published.
 
     `id` is readable and unique inside a source, and is no part of the digest. `options` holds (letter, text) pairs of
-    a classification question; its `answer` is then the letter. `messages` ends with the user's turn.
+    a classification question; its `answer` is then the letter. `messages` ends with the user's turn. `paraphrase` is
+    the answer in other words and `wrong` are answers of its shape that are not true, where a benchmark publishes them.
     """
 
     id: str
@@ -64,6 +65,8 @@ class Example:
     answer: str
     task: Task
     options: tuple[tuple[str, str], ...] = ()
+    paraphrase: str = ""
+    wrong: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         markers = sum(message.content.count(IMAGE_MARKER) for message in self.messages)
@@ -86,8 +89,11 @@ class Example:
         return "image" if self.images else "text"
 
     def digest(self) -> str:
-        """Return the hex sha256 of the canonical content: people, image digests, messages, answer, task, options."""
-        content = {
+        """Return the hex sha256 of the canonical content: people, image digests, messages, answer, task, options.
+
+        What only some benchmarks publish (paraphrase, wrong answers) counts where it is there.
+        """
+        content: dict[str, Any] = {
             "people": list(self.people),
             "images": [image.sha256 for image in self.images],
             "messages": [[message.role, message.content] for message in self.messages],
@@ -95,6 +101,8 @@ class Example:
             "task": self.task,
             "options": [list(option) for option in self.options],
         }
+        content |= {"paraphrase": self.paraphrase} if self.paraphrase else {}
+        content |= {"wrong": list(self.wrong)} if self.wrong else {}
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
 

@@ -16,9 +16,9 @@ from ..data.halves import half_of
 from ..data.source import Source
 from ..models.encode import Encoder
 from ..models.load import load, pick_device, resolve
+from .answers import Answer
 from .generate import answer_likelihoods, generate_replies
 from .questions import PROMPTS, Style, few_shot_prompts, option_examples
-from .score import Answer
 
 LETTER_TOKENS = 4
 SPLITS = ("forget", "test", "retain-seen", "retain-heldout", "real")

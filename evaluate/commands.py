@@ -153,8 +153,8 @@ def _remade_inputs(adapter: Path) -> list[str]:
 
 def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[str, Any]]]) -> None:
     from ..data.sources import open_source
+    from .answers import answer_line
     from .ask import Protocol, ask_model, collect_questions
-    from .score import answer_line
 
     source = open_source(
         options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
@@ -189,7 +189,8 @@ def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[
 def _score(output: Path, location: Path, seed: int) -> None:
     """Score the kept answers of one evaluation."""
     from ..data.sidecar import read_sidecar
-    from .score import count_without_logprob, read_answers, score_answers, scores_json
+    from .answers import count_without_logprob, read_answers
+    from .score import score_answers, scores_json
 
     answers = read_answers(output / "answers.jsonl")
     if without := count_without_logprob(answers):

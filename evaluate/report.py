@@ -14,10 +14,10 @@ from itertools import cycle, islice
 from typing import Any
 
 from ..data.sidecar import Sidecar, read_sidecar
+from .answers import Answer, read_answers
 from .report_likelihood import likelihood_section
 from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
 from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
-from .score import Answer, read_answers
 
 SCHEMA = "viker/report/1"
 MINI_NOTICE = "mini, not comparable with published MLLMU numbers; real run: `--preset mllmu-10`"

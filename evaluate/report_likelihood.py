@@ -10,8 +10,8 @@ counts as the same. Scores per split are in `scores.json`; whose recall is low e
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .answers import Answer, token_logprob
 from .matched import mean_and_standard_error
-from .score import Answer, token_logprob
 
 LESS = "less forgotten than a model that never knew"
 SAME = "about the same"

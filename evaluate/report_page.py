@@ -9,9 +9,9 @@ cannot disagree with it.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .answers import LOGPROB
 from .report import MINI_NOTICE
 from .report_rank import POINT_VALUES
-from .score import LOGPROB
 
 _LONGEST_REPLY = 240
 _SCREEN_REPLY = 88

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..data.sidecar import Sidecar
+from .answers import Answer
 from .matched import first_crossing, forgetting_threshold, mean_and_standard_error
 from .report_run import Run, read_lines
-from .score import Answer, fact_recall_by_person
+from .score import fact_recall_by_person
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 POINT_VALUES = ("forget_fact", "retain_heldout_fact", "retain_heldout_rougeL", "retain_seen_fact")

@@ -9,15 +9,14 @@ the world into `person`.
 What the libraries do to short answers, so that nobody reads it as forgetting: `sentence_bleu` of a perfect one-word
 answer is 0.18 and `corpus_bleu` of one-word answers is 0; ROUGE drops all characters outside a-z and 0-9, so a perfect
 answer in Cyrillic is 0. Empty replies and empty expectations are 0, never skipped.
-Asking is `questions.py`'s and `generate.py`'s work; comparing methods is `matched.py`'s, tables are the report's.
+Asking is `questions.py`'s and `generate.py`'s work, what is kept of it `answers.py`'s; comparing methods is
+`matched.py`'s, tables are the report's.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,50 +29,17 @@ from sacrebleu.metrics.bleu import BLEU
 
 from ..data.example import DataError
 from ..data.sidecar import Sidecar, fact_in
+from .answers import LOGPROB, Answer, token_logprob
 from .questions import parse_letter
 
-ANSWER_SCHEMA = "viker/answer/1"
 SCORES_SCHEMA = "viker/scores/1"
 MIN_CLUSTERS = 18
 BOOTSTRAP_DRAWS = 1000
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-LOGPROB = "answer_logprob"
 
 # P people, S counts that add up over people (the last is always how many were scored), D bootstrap draws.
 Statistic = Callable[[NDArray[np.float64]], float]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """One line of `answers.jsonl`: what was asked, what was expected, and what the model said.
-
-    `reply` is None where nothing was generated: a classification question may be scored by `option_logprobs` alone,
-    one (letter, summed log-probability, number of tokens) an option. `facts` names the (kind, word) pairs the answer
-    must hold, for answers that hold several; where it is empty, the first one is looked up in the sidecar.
-    `answer_logprob` is the summed log-probability of what was expected and its number of tokens; None where it was not
-    asked: other tasks than generation, and answers kept before it was.
-    """
-
-    model: str
-    split: str
-    task: str
-    modality: str
-    person: str
-    id: str
-    question: str
-    expected: str
-    reply: str | None
-    options: tuple[tuple[str, str], ...] = ()
-    option_logprobs: tuple[tuple[str, float, int], ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
-    answer_logprob: tuple[float, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.reply is None and not self.option_logprobs:
-            raise DataError(
-                f"{self.id}: expected a reply or option log-probabilities, found neither. Generate it again."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,16 +81,6 @@ def fact_recall_by_person(answers: Iterable[Answer], facts: Sidecar | None) -> d
             before = recall.get(answer.person, (0, 0))
             recall[answer.person] = (before[0] + hits, before[1] + asked)
     return recall
-
-
-def token_logprob(answer: Answer) -> float | None:
-    """Return the mean log-probability per token of what was expected, in nats, where it was asked."""
-    return None if answer.answer_logprob is None else answer.answer_logprob[0] / answer.answer_logprob[1]
-
-
-def count_without_logprob(answers: Iterable[Answer]) -> int:
-    """Return how many answers of the generation task hold no log-probability: they are scored without that metric."""
-    return sum(answer.task == "generation" and answer.answer_logprob is None for answer in answers)
 
 
 def rouge(expected: str, reply: str) -> dict[str, float]:
@@ -177,54 +133,6 @@ def cluster_interval(counts_PS: NDArray[np.float64], statistic: Statistic, seed:
     weights_DP = np.random.default_rng(seed).multinomial(P, [1 / P] * P, size=BOOTSTRAP_DRAWS)
     low, high = np.quantile([statistic(sums_S) for sums_S in weights_DP @ counts_PS], (0.025, 0.975))
     return float(low), float(high)
-
-
-def answer_line(answer: Answer) -> str:
-    """Return the answer as one line of `answers.jsonl`, without its empty fields."""
-    kept = {name: value for name, value in asdict(answer).items() if value != () and (name, value) != (LOGPROB, None)}
-    return json.dumps({"schema": ANSWER_SCHEMA, **kept}, ensure_ascii=False, allow_nan=False)
-
-
-def read_answers(path: Path) -> list[Answer]:
-    """Read an `answers.jsonl`; a reply may hold what Unicode calls a line break, only a newline ends a line."""
-    return parse_answers(path.read_text(encoding="utf-8").split("\n"))
-
-
-def parse_answers(lines: Iterable[str]) -> list[Answer]:
-    """Read the lines of an `answers.jsonl`, or say which of them is not an answer."""
-    return [_parse_answer(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _parse_answer(number: int, line: str) -> Answer:
-    problem = f"answers.jsonl, line {number}: expected an answer ({ANSWER_SCHEMA})"
-    advice = "Generate the answers again."
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{problem}, found something that is not JSON ({error}). {advice}") from error
-    if not isinstance(record, dict) or record.pop("schema", ANSWER_SCHEMA) != ANSWER_SCHEMA:
-        raise DataError(f"{problem}, found {line[:80]!r}. {advice}")
-    lists = {name: record.pop(name, []) for name in ("options", "option_logprobs", "facts")}
-    logprob = record.pop(LOGPROB, None)
-    wrong = sorted({field.name for field in fields(Answer)} - {*lists, LOGPROB} ^ set(record))
-    wrong += [name for name, value in record.items() if not isinstance(value, str) and (name, value) != ("reply", None)]
-    wrong += [name for name, value in lists.items() if not _is_list_of_lists(value)]
-    wrong += [] if logprob is None or _is_logprob(logprob) else [LOGPROB]
-    if wrong:
-        raise DataError(f"{problem}, found missing, unknown or malformed fields {', '.join(wrong)}. {advice}")
-    given = {name: tuple(map(tuple, value)) for name, value in lists.items()}
-    return Answer(**record | given, answer_logprob=logprob and tuple(logprob))
-
-
-def _is_list_of_lists(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, list) for item in value)
-
-
-def _is_logprob(value: Any) -> bool:
-    """Tell whether this is a finite sum and the number of tokens it is over."""
-    if not isinstance(value, list) or list(map(type, value)) != [float, int]:
-        return False
-    return math.isfinite(value[0]) and value[1] > 0
 
 
 def _refuse_duplicates(answers: Sequence[Answer]) -> None:

@@ -15,11 +15,12 @@ from ..data.sidecar import Sidecar, read_sidecar
 from ..data.source import Source
 from ..data.sources import open_source
 from ..models.encode import Encoder
+from .answers import LOGPROB, Answer, token_logprob
 from .ask import collect_questions
 from .generate import answer_likelihoods, generate_replies
 from .matched import mean_and_standard_error
 from .repetition import blank_share, mean_repetition
-from .score import LOGPROB, Answer, fact_recall_by_person, rouge, token_logprob
+from .score import fact_recall_by_person, rouge
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 

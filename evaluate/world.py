@@ -7,8 +7,9 @@ from ..data.sidecar import read_sidecar
 from ..data.sources import open_source
 from ..models.load import load_encoder, resolve
 from ..precompute.cache import TeacherCache, cache_home
+from .answers import read_answers
 from .keywords import key_word_auroc
-from .score import fact_recall_by_person, read_answers
+from .score import fact_recall_by_person
 
 Recall = dict[str, tuple[int, int]]
 

@@ -159,7 +159,8 @@ def _score_again(evaluation: Path, kept: Sequence[bytes]) -> str:
 
 def _scores(evaluation: Path, kept: Sequence[str]) -> tuple[dict[str, Any], str]:
     from ..data.sidecar import read_sidecar
-    from ..evaluate.score import parse_answers, score_answers, scores_json
+    from ..evaluate.answers import parse_answers
+    from ..evaluate.score import score_answers, scores_json
 
     options = read_config(evaluation)["options"]
     try:

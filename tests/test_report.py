@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from viker.cli import viker
 from viker.data.artefact import begin, finish, read_json, write_json
 from viker.data.sidecar import read_sidecar
+from viker.evaluate.answers import Answer, answer_line
 from viker.evaluate.matched import forgetting_threshold
 from viker.evaluate.report import MINI_NOTICE
 from viker.evaluate.report_likelihood import verdict_on
-from viker.evaluate.score import Answer, answer_line, fact_recall_by_person, score_answers, scores_json
+from viker.evaluate.score import fact_recall_by_person, score_answers, scores_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

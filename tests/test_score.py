@@ -15,22 +15,24 @@ from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from viker.data.example import DataError
 from viker.data.sidecar import Sidecar
-from viker.evaluate.score import (
+from viker.evaluate.answers import (
     Answer,
     answer_line,
+    count_without_logprob,
+    parse_answers,
+    read_answers,
+    token_logprob,
+)
+from viker.evaluate.score import (
     cloze_correct,
     cluster_interval,
     corpus_bleu,
-    count_without_logprob,
     fact_recall_by_person,
     likeliest_letter,
-    parse_answers,
-    read_answers,
     rouge,
     score_answers,
     scores_json,
     sentence_bleu,
-    token_logprob,
 )
 
 PAIRS = [
