@@ -17,8 +17,8 @@ import click
 from .cli import preset_names, read_preset
 
 STAGES = ("data", "vanilla", "precompute", "train", "evaluate", "report", "retain-only")
-SCENARIOS = ("mllmu", "own")
-MINI_NOTICE = "mini, not comparable with published MLLMU numbers; real run: `--preset mllmu-10`"
+# scenario -> the preset it has without --preset
+SCENARIOS = {"mllmu": "mini", "clear": "mini-clear", "own": "own"}
 # stage of an option -> where its click command is, and the subcommand that holds its options
 _COMMANDS = {
     "data": (".data.commands", "make"), "finetune": (".train.finetune_commands", "vanilla"),
@@ -181,7 +181,7 @@ def chosen_stages(request: Request, *, trains_vanilla: bool = True, has_retain_o
 
 def resolve(scenario: str, where: str | None, request: Request, caller: Path) -> dict[str, str | list[str]]:
     """Return the shell variables of a run."""
-    preset_name = request.own.get("preset", "mini" if scenario == "mllmu" else "own")
+    preset_name = request.own.get("preset", SCENARIOS[scenario])
     if preset_name.endswith(".toml"):
         preset_name = str((caller / preset_name).resolve())
     preset = read_preset(preset_name)
@@ -209,10 +209,11 @@ def resolve(scenario: str, where: str | None, request: Request, caller: Path) ->
         "BASE": base,
         "BASE_FOR_RETAIN": f"{run}/base" if trains_vanilla else base,
         "POOL": str(settings.get("pool", "")).replace("{data}", f"{run}/data"),
+        "CONTROLS": _controls(settings, request, run),
         "STAGES": " ".join(chosen_stages(request, trains_vanilla=trains_vanilla, has_retain_only=has_retain_only)),
         "TRAINS_VANILLA": "yes" if trains_vanilla else "",
         "MORE_ROWS": _more_rows(preset.get("train", {}), request.stages["train"]),
-        "NOTICE": MINI_NOTICE if preset_name == "mini" else str(settings.get("notice", "")),
+        "NOTICE": str(settings.get("notice", "")),
         "DRY_RUN": "yes" if "dry_run" in request.flags else "",
         **arguments,
         "MORE_ROWS_ARGS": _flat([*of_more, *overwrite]),
@@ -248,7 +249,7 @@ def _flat(options: Sequence[Words]) -> list[str]:
 
 def _source(scenario: str, where: str | None, request: Request, preset_source: str, caller: Path) -> str:
     """Return where the data comes from: the directory of `own`, what the user named, or the preset's."""
-    if scenario == "mllmu":
+    if scenario != "own":
         return _from_caller(request.own["source"], caller) if "source" in request.own else preset_source
     if where is None or not request.forget or not request.own.get("model"):
         raise click.UsageError(
@@ -257,6 +258,12 @@ def _source(scenario: str, where: str | None, request: Request, preset_source: s
     if "source" in request.own:
         raise click.UsageError("pipeline.sh own: expected DIR alone, found --data.source too. Leave one out.")
     return _from_caller(where, caller)
+
+
+def _controls(settings: dict[str, Any], request: Request, run: str) -> str:
+    """Return the preset's controls, unless the user named some: an option for one source is given once."""
+    named = request.names("evaluate", "--controls") or "source" in request.own
+    return "" if named else str(settings.get("controls", "")).replace("{data}", f"{run}/data")
 
 
 def _base(settings: dict[str, Any], request: Request, *, trains_vanilla: bool, has_retain_only: bool) -> str:
@@ -295,12 +302,12 @@ def command(caller: Path, arguments: tuple[str, ...]) -> None:
     if not arguments or arguments[0] not in SCENARIOS:
         found = arguments[0] if arguments else "nothing"
         raise click.UsageError(
-            f"pipeline.sh: expected {' or '.join(SCENARIOS)}, found {found}. Presets: {', '.join(preset_names())}."
+            f"pipeline.sh: expected {', '.join(SCENARIOS)}, found {found}. Presets: {', '.join(preset_names())}."
         )
     scenario, rest = arguments[0], list(arguments[1:])
     where = rest.pop(0) if rest and not rest[0].startswith("--") else None
-    if scenario == "mllmu" and where is not None:
-        raise click.UsageError(f"pipeline.sh mllmu: expected options, found {where!r}.")
+    if scenario != "own" and where is not None:
+        raise click.UsageError(f"pipeline.sh {scenario}: expected options, found {where!r}.")
     for name, value in resolve(scenario, where, read_arguments(rest, caller), caller).items():
         text = shlex.quote(value) if isinstance(value, str) else f"({' '.join(map(shlex.quote, value))})"
         click.echo(f"{name}={text}")

@@ -4,6 +4,7 @@
 #   ./pipeline.sh mllmu                          the embedded benchmark: fictitious people, a tiny LLaVA, any laptop
 #   ./pipeline.sh mllmu --preset mllmu-10        the paper's setting on real data and weights (one 80 GB GPU);
 #                                                --model M, --data.source DIR|ID: another model, other data
+#   ./pipeline.sh clear [--preset clear-10]      the same stages on CLEAR: captions, names, questions without a picture
 #   ./pipeline.sh own DIR --forget ID --model M  your own people (examples.jsonl) and your own model
 #   ./pipeline.sh mllmu --lambda 0.2             another weight: train, evaluate and report run again, the rest is kept
 #
@@ -72,7 +73,7 @@ fi
 
 # ---- 5. A first verdict. 1 minute --------------------------------------------------------------------------------------
 if wanted evaluate; then
-  stage evaluate --run "$RUN" --data "$RUN/data" --model "$MODEL" ${EVALUATE_ARGS[@]+"${EVALUATE_ARGS[@]}"}
+  stage evaluate --run "$RUN" --data "$RUN/data" --model "$MODEL" ${CONTROLS:+--controls "$CONTROLS"} ${EVALUATE_ARGS[@]+"${EVALUATE_ARGS[@]}"}
 fi
 if wanted report; then
   stage report --run "$RUN" ${REPORT_ARGS[@]+"${REPORT_ARGS[@]}"}
@@ -83,6 +84,6 @@ fi
 # only with --with-retain-only.
 if wanted retain-only; then
   stage finetune retain-only --data "$RUN/data" --model "$BASE_FOR_RETAIN" --output "$RUN/retain-only" ${FINETUNE_ARGS[@]+"${FINETUNE_ARGS[@]}"}
-  stage evaluate --run "$RUN" --data "$RUN/data" --model "$MODEL" --target retain-only ${EVALUATE_ARGS[@]+"${EVALUATE_ARGS[@]}"}
+  stage evaluate --run "$RUN" --data "$RUN/data" --model "$MODEL" --target retain-only ${CONTROLS:+--controls "$CONTROLS"} ${EVALUATE_ARGS[@]+"${EVALUATE_ARGS[@]}"}
   stage report --run "$RUN" ${REPORT_ARGS[@]+"${REPORT_ARGS[@]}"}
 fi

@@ -23,6 +23,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from .evaluate_commands import evaluate
 from .precompute_commands import precompute
 from .rounds import Measured, device_name, note, variant
 from .train_commands import train
@@ -38,6 +39,7 @@ def command() -> None:
     """Measure speed and size on this machine."""
 
 
+command.add_command(evaluate)
 command.add_command(precompute)
 command.add_command(train)
 

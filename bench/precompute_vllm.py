@@ -10,8 +10,8 @@ from pathlib import Path
 from ..data.example import DataError
 from ..models.encode import Encoder
 from ..models.load import resolve
+from ..models.vllm_start import require_vllm
 from ..precompute.engines.rows import Pending, RowsOf
-from ..precompute.engines.vllm_start import require_vllm
 from ..precompute.open_vllm import open_vllm
 from .precompute import TOP_K
 

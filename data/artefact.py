@@ -126,6 +126,13 @@ def begin(directory: Path, config: Mapping[str, Any], *, config_name: str = CONF
     write_json(directory / config_name, dict(config))
 
 
+def resumable(directory: Path, config: Mapping[str, Any]) -> bool:
+    """Tell whether an interrupted stage with these very options left something in a directory to go on from."""
+    if is_complete(directory) or not is_stage_config(directory / CONFIG):
+        return False
+    return not differences(_flat(read_config(directory)), _flat(json.loads(json.dumps(config))))
+
+
 def is_ours(directory: Path) -> bool:
     """Tell whether a stage made a directory, finished or not."""
     return (directory / CHECKPOINT_CONFIG).is_file() or is_stage_config(directory / CONFIG)

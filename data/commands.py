@@ -1,6 +1,6 @@
-"""`viker data make|show`: write the embedded benchmark or pin a source for a run, and look at any split.
+"""`viker data make|show`: write an embedded benchmark or pin a source for a run, and look at any split.
 
-A run's `data` folder is an artefact like any other. For the embedded benchmark it holds the files themselves; for any
+A run's `data` folder is an artefact like any other. For an embedded benchmark it holds the files themselves; for any
 other source it holds `source.json`, which says where the data is, at which commit, and who is to be forgotten, after
 every split was read once and counted.
 """
@@ -12,11 +12,17 @@ from pathlib import Path
 import click
 
 from .artefact import begin, decide, finish, write_json
+from .clear_rows import RATIOS as CLEAR_RATIOS
 from .example import DataError
 from .limited import FirstPeople
+from .mini_clear_files import make_mini_clear
 from .mini_files import make_mini
+from .mllmu import RATIOS
 from .show import as_json, as_text, summarize
-from .sources import POINTER_FILE, POINTER_SCHEMA, named_people, open_source
+from .sources import POINTER_FILE, POINTER_SCHEMA, checked_ratio, named_people, open_source
+
+# The embedded benchmarks: who writes them, how many people by default, which splits they have.
+EMBEDDED = {"mini": (make_mini, 60, RATIOS), "mini-clear": (make_mini_clear, 40, CLEAR_RATIOS)}
 
 
 @click.group()
@@ -27,11 +33,16 @@ def command() -> None:
 @command.command()
 @click.argument("source")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="mini: which world.")
+@click.option("--seed", default=0, show_default=True, help="mini, mini-clear: which world.")
 @click.option(
-    "--people", default=60, show_default=True, type=click.IntRange(20, 400), help="mini: people in the world."
+    "--people",
+    type=click.IntRange(20, 400),
+    show_default="60, mini-clear 40",
+    help="mini, mini-clear: people in the world.",
 )
-@click.option("--ratio", default="10", show_default=True, help="Which published forget split: 5, 10 or 15.")
+@click.option(
+    "--ratio", default="10", show_default=True, help="Which published forget split: 5, 10 or 15 (CLEAR: 1, 5, 10)."
+)
 @click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable).")
 @click.option("--revision", help="Branch, tag or commit of a hub dataset.")
 @click.option("--allow-no-retain", is_flag=True, help="Accept a source that leaves nobody to retain.")
@@ -40,14 +51,16 @@ def command() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace a data folder made with other options.")
 def make(
-    source: str, directory: Path, seed: int, people: int, ratio: str, forget: tuple[str, ...], revision: str | None,
-    allow_no_retain: bool, limit: int | None, overwrite: bool,
+    source: str, directory: Path, seed: int, people: int | None, ratio: str, forget: tuple[str, ...],
+    revision: str | None, allow_no_retain: bool, limit: int | None, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Write the embedded benchmark (SOURCE `mini`) to DIRECTORY, or pin any other SOURCE there for a run."""
-    if source == "mini":
-        made = make_mini(
-            directory, seed=seed, num_people=people, ratio=int(ratio), forget=sorted(named_people(forget)), limit=limit,
-            overwrite=overwrite,
+    """Write an embedded benchmark (SOURCE `mini` or `mini-clear`) to DIRECTORY, or pin any other SOURCE for a run."""
+    if source in EMBEDDED:
+        write, usual, ratios = EMBEDDED[source]
+        people = people or usual
+        made = write(
+            directory, seed=seed, num_people=people, ratio=checked_ratio(ratio, ratios),
+            forget=sorted(named_people(forget)), limit=limit, overwrite=overwrite,
         )  # fmt: skip
         click.echo(
             f"data: {'wrote' if made else 'complete, skipped:'} {directory} ({people} fictitious people, seed {seed})"
@@ -92,9 +105,11 @@ def make(
 @command.command()
 @click.argument("source")
 @click.option(
-    "--split", required=True, help="A published folder (forget_10, Test_Set ...), or forget, retain, test, real."
+    "--split",
+    required=True,
+    help="A published folder (forget_10, Test_Set, full+tofu ...), or forget, retain, test, real.",
 )
-@click.option("--ratio", help="Which published forget split the words forget, retain, test mean: 5, 10 or 15.")
+@click.option("--ratio", help="Which published forget split the words forget, retain, test mean: 5, 10, 15 (CLEAR: 1).")
 @click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable).")
 @click.option("--revision", help="Branch, tag or commit of a hub dataset.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")

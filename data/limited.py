@@ -1,8 +1,8 @@
 """A source cut down to its first people: the same splits and files, fewer people, for smoke runs on real data.
 
 The first so many people to forget and the first so many others are kept, by id; of people who are in neither (the
-celebrities of `real`), the first so many that are read. What is cut is decided here once, so every stage of a run sees
-the same people.
+celebrities of `real`, whoever CLEAR's text questions do not name), the first so many that are read of each published
+folder. What is cut is decided here once, so every stage of a run sees the same people.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,10 +58,11 @@ class FirstPeople:
         return self._source.skipped()
 
     def _first(self, examples: Iterator[Example]) -> Iterator[Example]:
-        strangers: set[str] = set()
+        strangers: dict[str, set[str]] = {}
         for example in examples:
             person = example.people[0]
-            if person not in self._all and len(strangers) < self._limit:
-                strangers.add(person)
-            if person in self._kept or person in strangers:
+            known = strangers.setdefault(example.id.partition("/")[0], set())
+            if person not in self._all and len(known) < self._limit:
+                known.add(person)
+            if person in self._kept or person in known:
                 yield example

@@ -1,11 +1,11 @@
 """The embedded benchmark: a small world of fictitious people, drawn from one seed.
 
-A world has people the model will be asked to forget or keep, celebrities that only the base model knows, and other
-people the base model learns to see and speak from. Every person has one private word a kind of fact; a kind has three
-phrasings, of which the last is never trained on the world's people (it is `test`'s). Candidates are single words, none
-shared between kinds, so that a reply can be scored by which candidates it holds. Answers keep the private word away
-from their first and last words: what surrounds it must survive unlearning.
-This module decides who is who and what is true; `mini_files.py` writes it in the published layout.
+A world has people the model will be asked to forget or keep, celebrities that only the base model knows, other people
+the base model learns to see and speak from, and controls nobody is ever trained on. Every person has one private word a
+kind of fact; a kind has three phrasings, of which the last is never trained on the world's people (it is `test`'s).
+Candidates are single words, none shared between kinds, so that a reply can be scored by which candidates it holds.
+Answers keep the private word away from their first and last words: what surrounds it must survive unlearning. This
+module decides who is who and what is true; `mini_files.py` writes it in the published layout.
 """
 
 import hashlib
@@ -106,6 +106,7 @@ class World:
     people: tuple[Person, ...]
     celebrities: tuple[Person, ...]
     others: tuple[Person, ...]
+    controls: tuple[Person, ...]
     forget: dict[int, tuple[str, ...]]
 
 
@@ -116,15 +117,26 @@ def stream(seed: int, *purpose: object) -> random.Random:
 
 
 def make_world(seed: int, num_people: int) -> World:
-    """Draw a world: `num_people` people, a fifth as many celebrities, and others to learn seeing and speaking from."""
+    """Draw a world: `num_people` people, a fifth as many celebrities and controls, others to learn seeing from."""
+    fifth = max(4, num_people // 5)
+    # Controls are drawn last, so that everybody else is who they would be without them.
+    groups = {
+        "people": (1, num_people), "celebrities": (501, fifth), "others": (1001, max(10, num_people // 2)),
+        "controls": (2001, fifth),
+    }  # fmt: skip
+    names = _draw_names(seed, sum(count for _, count in groups.values()))
+    drawn: dict[str, tuple[Person, ...]] = {}
+    for group, (first_id, count) in groups.items():
+        drawn[group] = tuple(_draw_person(seed, f"{first_id + index:03d}", names.pop()) for index in range(count))
+    return World(**drawn, seed=seed, forget=_draw_splits(seed, drawn["people"]))
+
+
+def _draw_names(seed: int, count: int) -> list[str]:
+    """Return at least so many names in an order the seed decides, to be taken from the end: middle initials last."""
     names = [f"{first} {last}" for first in _FIRST for last in _LAST]
     stream(seed, "names").shuffle(names)
-    groups = {"people": num_people, "celebrities": max(4, num_people // 5), "others": max(10, num_people // 2)}
-    drawn: dict[str, tuple[Person, ...]] = {}
-    for group, count in groups.items():
-        first_id = {"people": 1, "celebrities": 501, "others": 1001}[group]
-        drawn[group] = tuple(_draw_person(seed, f"{first_id + index:03d}", names.pop()) for index in range(count))
-    return World(seed, drawn["people"], drawn["celebrities"], drawn["others"], _draw_splits(seed, drawn["people"]))
+    more = [f"{first} {initial}. {last}" for initial in "ABCDE" for first in _FIRST for last in _LAST]
+    return [*more[: max(0, count - len(names))], *names]
 
 
 def _draw_person(seed: int, person_id: str, name: str) -> Person:

@@ -1,8 +1,8 @@
 """Write a world to disk in MLLMU-Bench's published layout and column types, so that the real reader reads it.
 
 Beside the published folders: `base/` and `looks/` (sources of the same layout: other people and celebrities for the
-model a world starts from, described portraits for its vision tower), `pools/` (reference images, as folders of PNG
-files) and `sidecar.json` (the private words).
+model a world starts from, described portraits for its vision tower), `controls/` (the same questions about people no
+model is trained on), `pools/` (reference images, as folders of PNG files) and `sidecar.json` (the private words).
 Everything is a pure function of the world's seed; the bytes are the same on every machine with the same Pillow.
 """
 
@@ -77,9 +77,12 @@ def make_mini(
     world = make_world(seed, num_people)
     _write_people(directory, world)
     _write_base(directory / "base", world)
+    controls = [_full_row(world.seed, person, pose=0) for person in world.controls]
+    _write_table(directory / "controls" / "Full_Set", controls, FULL_SCHEMA)
+    write_json(directory / "controls" / "sidecar.json", sidecar_of(world.controls))
     _write_looks(directory / "looks", seed)
     _write_pools(directory / "pools", seed)
-    write_json(directory / "sidecar.json", _sidecar(world))
+    write_json(directory / "sidecar.json", sidecar_of((*world.people, *world.celebrities, *world.others)))
     pointer: dict[str, Any] = {"schema": "viker/source/1", "source": ".", "revision": None, **split}
     write_json(directory / "source.json", pointer)
     finish(directory, {"inputs": {}}, started=started)
@@ -212,11 +215,11 @@ def _choice(seed: int, person: Person, kind: str, question: str) -> dict[str, An
     return {"Question": question, "Options": options, "Correct_Answer": "ABCD"[texts.index(right)]}
 
 
-def _sidecar(world: World) -> dict[str, Any]:
-    everyone = (*world.people, *world.celebrities, *world.others)
+def sidecar_of(people: Sequence[Person]) -> dict[str, Any]:
+    """Return the content of the file that marks some people's private words."""
     return {
         "schema": "viker/sidecar/1",
         "candidates": {kind: list(spec.words) for kind, spec in KINDS.items()},
-        "facts": {person.id: person.facts for person in everyone},
-        "names": {person.id: person.name for person in everyone},
+        "facts": {person.id: person.facts for person in people},
+        "names": {person.id: person.name for person in people},
     }

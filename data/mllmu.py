@@ -5,26 +5,24 @@ not the 240 MB file; whoever only needs the people reads the ID column alone. Tw
 with different columns, evaluation questions in one and training text in the other: columns are sniffed, and an error
 names the repository that has them. What the publisher left blank is skipped as the official readers do, but counted.
 Pictures stay encoded: decoding belongs to `models/`, prompts of a protocol to `evaluate/`, finding the tree to
-`sources.py`.
+`sources.py`, shards and row groups to `parquet.py`.
 """
 
 import hashlib
 import json
 import logging
-import re
-import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .example import IMAGE_MARKER, DataError, EncodedImage, Example, Task, ask_about
+from . import parquet
+from .example import DataError, EncodedImage, Example, Task, ask_about
+from .parquet import MAX_IMAGE_BYTES, opened, parquet_files, read_picture, read_text, wanted_cells
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +32,7 @@ RATIOS = (5, 10, 15)
 _PARTS = (*(f"forget_{ratio}" for ratio in RATIOS), *(f"retain_{100 - ratio}" for ratio in RATIOS))
 FOLDERS = ("Full_Set", *_PARTS, "Test_Set", "Retain_Set", "ft_Data")
 
-MAX_IMAGE_BYTES = 64 * 2**20
 MAX_METADATA_BYTES = 16 * 2**20
-ROWS_AT_ONCE = 8  # a Test_Set row is about 1.4 MB; more rows at once read no faster
 
 Keep = Callable[[str], bool]
 Kind = Literal["questions", "training"]
@@ -49,45 +45,13 @@ _WHERE = f"Evaluation questions are in {EVALUATION_REPOSITORY}; training text in
 _COLUMNS = _NEEDED | {"questions": (*_NEEDED["questions"], "image", "images", "question", "answer")}
 _OPEN_TASKS: dict[str, Task] = {"Mask_Task": "cloze", "Generation_Task": "generation"}
 _SHOWS_IMAGE = {"Image_Textual": True, "Pure_Text": False}
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One person's row, with the words that find it again: file, row counted from 0, person."""
+class Row(parquet.Row):
+    """One person's row."""
 
-    place: str
     person: str
-    cells: Mapping[str, Any]
-
-    def refusal(self, field: str, expected: str, found: object, remedy: str = "Read it as published.") -> DataError:
-        """Return the error that says what is wrong with one field of this row."""
-        return DataError(f"{self.place}, {field}: expected {expected}, found {reprlib.repr(found)}. {remedy}")
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files of one published folder in order; a missing shard is an error."""
-    files = sorted(folder.glob("*.parquet"))
-    for path in files:
-        shards = re.search(r"-of-(\d{5})\.parquet$", path.name)
-        if shards and int(shards[1]) != (found := sum(file.name.endswith(shards[0]) for file in files)):
-            raise DataError(f"{folder}: expected {int(shards[1])} shards, found {found}. Download the missing ones.")
-    return files
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a parquet file; whatever Arrow cannot read in it becomes one line about the file."""
-    with path.open("rb") as start:
-        if start.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise DataError(f"{path}: expected parquet, found a git-lfs pointer. Run `git lfs pull` in its checkout.")
-    try:
-        # Buffered reads without pre-buffering hold a page at a time where the writer made several in a row group.
-        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        found = " ".join(str(error).split())
-        raise DataError(f"{path}: expected a whole parquet file, found: {found}. Download it again.") from error
 
 
 def _people(file: pq.ParquetFile, path: Path) -> list[str]:
@@ -104,21 +68,14 @@ def _people(file: pq.ParquetFile, path: Path) -> list[str]:
 
 def _rows(path: Path, kind: Kind, keep: Keep) -> Iterator[Row]:
     """Yield the rows of the people to keep, a few in memory at a time."""
-    with _opened(path) as file:
+    with opened(path) as file:
         names = file.schema_arrow.names
         _check_columns(path, names, kind)
-        people, number = _people(file, path), 0
+        people = _people(file, path)
         columns = [name for name in names if name in _COLUMNS[kind]]
-        for group in range(file.num_row_groups):
-            end = number + file.metadata.row_group(group).num_rows
-            asked = any(map(keep, people[number:end]))  # where nobody is asked for, the pictures stay unread
-            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns) if asked else ():
-                for index in range(batch.num_rows):
-                    if keep(person := people[number + index]):
-                        cells = batch.slice(index, 1).to_pylist()[0]
-                        yield Row(f"{path}: row {number + index}, person {person}", person, cells)
-                number += batch.num_rows
-            number = end
+        for number, cells in wanted_cells(file, columns, [keep(person) for person in people]):
+            person = people[number]
+            yield Row(f"{path}: row {number}, person {person}", cells, person)
 
 
 def _check_columns(path: Path, names: Sequence[str], kind: Kind) -> None:
@@ -186,41 +143,26 @@ def _training_items(row: Row) -> Iterator[_Item | str]:
             yield _Item("training", True, index, entry.get("Question"), entry.get("Answer"))
 
 
-def _text(row: Row, field: str, value: Any) -> str | None:
-    """Return a text as published, or None where the publisher left it blank."""
-    if not isinstance(value, str | None):
-        raise row.refusal(field, "text", value)
-    if IMAGE_MARKER in (value or ""):
-        raise row.refusal(field, f"no literal {IMAGE_MARKER}", value, "Remove it: it marks a picture's place.")
-    if any("\ud800" <= character <= "\udfff" for character in value or ""):
-        raise row.refusal(field, "Unicode text", value, "Remove the lone surrogate.")
-    return value if value and value.strip() else None
-
-
 def _pictures(row: Row) -> list[EncodedImage]:
     """Return the row's pictures: one, or the several of a Test_Set row."""
-    single, pictures = row.cells.get("image"), []
-    for index, cell in enumerate(row.cells.get("images") or ([] if single is None else [single])):
-        data = cell.get("bytes") if isinstance(cell, dict) else None
-        if not isinstance(data, bytes) or not data:
-            raise row.refusal(f"picture {index}", "a record with its bytes", cell, "Export it with images embedded.")
-        if len(data) > MAX_IMAGE_BYTES:
-            raise row.refusal(f"picture {index}", f"at most {MAX_IMAGE_BYTES} bytes", len(data), "Store it smaller.")
-        pictures.append(EncodedImage(data, f"{row.place}, picture {index} ({cell.get('path') or 'unnamed'})"))
-    return pictures
+    single = row.cells.get("image")
+    cells = row.cells.get("images") or ([] if single is None else [single])
+    return [read_picture(row, f"picture {index}", cell, MAX_IMAGE_BYTES) for index, cell in enumerate(cells)]
 
 
 def _example(row: Row, prefix: str, item: _Item | str, pictures: list[EncodedImage], seed: int) -> Example | str:
     """Return the checked question, or the reason why it has to be skipped."""
     if isinstance(item, str):
         return item
-    question = _text(row, f"{item.name} question", item.question)
-    answer = _text(row, f"{item.name} answer", item.answer)
+    question = read_text(row, f"{item.name} question", item.question)
+    answer = read_text(row, f"{item.name} answer", item.answer)
     if question is None or answer is None:
         return "question or answer is blank"
     if not isinstance(item.options, dict | None):
         raise row.refusal(f"{item.name} Options", "a record of letters", item.options)
-    texts = {letter: _text(row, f"{item.name} option", text) for letter, text in sorted((item.options or {}).items())}
+    texts = {
+        letter: read_text(row, f"{item.name} option", text) for letter, text in sorted((item.options or {}).items())
+    }
     options = tuple((letter, text) for letter, text in texts.items() if text is not None)
     if item.task == "classification" and answer not in dict(options):
         return "answer is none of the options"
@@ -317,12 +259,12 @@ class MllmuSource:
     def _people_of(self, *folders: str) -> frozenset[str]:
         found: set[str] = set()
         for _, path in self._files(*folders):
-            with _opened(path) as file:
+            with opened(path) as file:
                 found.update(_people(file, path))
         return frozenset(found)
 
     def _kind(self, folder: str) -> Kind:
-        with _opened(self._files(folder)[0][1]) as file:
+        with opened(self._files(folder)[0][1]) as file:
             names = file.schema_arrow.names
         return "training" if "metadata" in names and "Classification_Task" not in names else "questions"
 

@@ -81,7 +81,9 @@ def _example_lines(example: Example) -> list[str]:
     lines += [f"image      {len(image.data)} bytes, sha256 {image.sha256[:16]}" for image in example.images]
     lines += [f"{message.role:10} {_plain(message.content)}" for message in example.messages]
     lines += [f"option {letter:3} {_plain(text)}" for letter, text in example.options]
-    return [*lines, f"answer     {_plain(example.answer)}"]
+    lines.append(f"answer     {_plain(example.answer)}")
+    lines += [f"paraphrase {_plain(example.paraphrase)}"] if example.paraphrase else []
+    return lines + [f"wrong      {_plain(text)}" for text in example.wrong]
 
 
 def _plain(text: str) -> str:

@@ -52,6 +52,18 @@ class Sidecar:
         return [match.span() for match in _pattern(words).finditer(text)] if words else []
 
 
+def merged(sidecars: Sequence[Sidecar]) -> Sidecar:
+    """Return what several sources mark together: every kind's candidates of all of them, everybody's words."""
+    candidates: dict[str, tuple[str, ...]] = {}
+    for sidecar in sidecars:
+        for kind, words in sidecar.candidates.items():
+            known = candidates.get(kind, ())
+            spelt = set(map(_folded, known))
+            candidates[kind] = (*known, *(word for word in words if _folded(word) not in spelt))
+    facts = {person: words for sidecar in sidecars for person, words in sidecar.facts.items()}
+    return Sidecar(candidates=candidates, facts=facts)
+
+
 def fact_in(text: str, kind: str, word: str, candidates: Mapping[str, Sequence[str]]) -> bool:
     """Tell whether a reply states a fact: exactly one candidate of its kind appears, and it is the right one."""
     choices = tuple(candidates.get(kind, ()))

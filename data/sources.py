@@ -1,9 +1,10 @@
 """Finds the data a user names and opens it as one `Source`, whatever its layout: the only door into `data/`.
 
-A spec is a local directory (MLLMU-Bench's folders, or your own people), a Viker data artefact whose `source.json` says
-where its data is, or a hub id, fetched once and pinned by the commit it resolved to. Which people are forgotten is
-decided here too, so that a misspelt id or a request that leaves nobody to retain fails before anything is computed.
-Reading rows belongs to `mllmu.py` and `own.py`; nothing is downloaded before `open_source` is called.
+A spec is a local directory (MLLMU-Bench's folders, CLEAR's, or your own people), a Viker data artefact whose
+`source.json` says where its data is, or a hub id, fetched once and pinned by the commit it resolved to. Which people
+are forgotten is decided here too, so that a misspelt id or a request that leaves nobody to retain fails before anything
+is computed.
+Reading rows belongs to `mllmu.py`, `clear.py` and `own.py`; nothing is downloaded before `open_source` is called.
 """
 
 import logging
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .artefact import read_json
+from .clear import ClearSource
+from .clear_rows import CONFIGS, DEFAULT_FOLDER, folder_of
+from .clear_rows import RATIOS as CLEAR_RATIOS
 from .example import DataError
 from .limited import FirstPeople
 from .mllmu import FOLDERS, RATIOS, TRAINING_REPOSITORY, MllmuSource
@@ -40,13 +44,14 @@ def open_source(
     """Open a directory, a data artefact or a hub dataset.
 
     Args:
-        spec: a local directory, or a hub id such as `MLLMMU/MLLMU-Bench`.
+        spec: a local directory, or a hub id such as `MLLMMU/MLLMU-Bench` or `therem/CLEAR`.
         revision: the branch, tag or commit of a hub dataset.
-        ratio: which published split is forgotten, 5, 10 or 15 percent; not used where people are named.
+        ratio: which published split is forgotten, 5, 10 or 15 percent (CLEAR: 1, 5 or 10); not used where people are
+            named.
         forget: people to forget by id, or files with one id a line. Without either, a data artefact's own are used;
             its limit of people always holds.
         allow_no_retain: accept that everyone is forgotten.
-        test_image_seed: chooses among the several pictures of a Test_Set person.
+        test_image_seed: chooses among the several pictures of a Test_Set person, and among CLEAR's wordings.
         local_files_only: take a hub dataset from the local cache, and ask no hub.
 
     Raises:
@@ -57,18 +62,20 @@ def open_source(
         recorded = _recorded(Path(spec).expanduser())
         ratio, forget = recorded.get("ratio"), recorded.get("forget") or ()
     named = named_people(forget)
-    source: MllmuSource | OwnSource
-    if _layout(location) == "own":
-        source = OwnSource(location=location, commit=commit, forget=named)
-    else:
-        source = MllmuSource(
-            location=location,
-            commit=commit,
-            ratio=_ratio(ratio),
-            forget=named,
-            allow_no_retain=allow_no_retain,
-            test_image_seed=test_image_seed,
-        )
+    source: Source
+    match _layout(location):
+        case "own":
+            source = OwnSource(location=location, commit=commit, forget=named)
+        case "clear":
+            source = ClearSource(
+                location=location, commit=commit, ratio=checked_ratio(ratio, CLEAR_RATIOS), forget=named,
+                allow_no_retain=allow_no_retain, question_seed=test_image_seed,
+            )  # fmt: skip
+        case "mllmu":
+            source = MllmuSource(
+                location=location, commit=commit, ratio=checked_ratio(ratio, RATIOS), forget=named,
+                allow_no_retain=allow_no_retain, test_image_seed=test_image_seed,
+            )  # fmt: skip
     if named:
         _check_named(source, named, allow_no_retain)
     limit = _recorded(Path(spec).expanduser()).get("limit")
@@ -114,10 +121,12 @@ def _check_named(source: Source, named: frozenset[str], allow_no_retain: bool) -
         )
 
 
-def _ratio(value: int | str | None) -> int:
+def checked_ratio(value: int | str | None, published: Sequence[int]) -> int:
+    """Return a ratio as a number, 10 by default; raise `DataError` where a layout publishes no such split."""
     ratio = str(DEFAULT_RATIO if value is None else value).lstrip("0")
-    if ratio not in map(str, RATIOS):
-        raise DataError(f"--ratio: expected {', '.join(map(str, RATIOS))}, found {value!r}. Name people with --forget.")
+    if ratio not in map(str, published):
+        known = ", ".join(map(str, published))
+        raise DataError(f"--ratio: expected {known}, found {value!r}. Name people with --forget.")
     return int(ratio)
 
 
@@ -183,21 +192,29 @@ def _fetch(spec: str, revision: str | None, local_files_only: bool) -> tuple[Pat
     return Path(snapshot), Path(snapshot).name
 
 
-def _layout(location: Path) -> Literal["mllmu", "own"]:
+def _layout(location: Path) -> Literal["mllmu", "clear", "own"]:
     published = [folder for folder in FOLDERS if (location / folder).is_dir()]
+    clear = _clear_folders(location)
     lines, conversations = (location / LINES_FILE).is_file(), conversation_files(location)
-    if published and lines:
-        raise DataError(f"{location}: expected one layout, found {LINES_FILE} and {published[0]}/. Move one away.")
-    if published:
-        return "mllmu"
+    if (published and clear) or ((published or clear) and lines):
+        found = [LINES_FILE] * lines + [f"{folder}/" for folder in (*published[:1], *clear[:1])]
+        raise DataError(f"{location}: expected one layout, found {' and '.join(found)}. Move one away.")
+    if published or clear:
+        return "mllmu" if published else "clear"
     if lines and conversations:
         log.warning("%s: %s is read, %s is not", location, LINES_FILE, ", ".join(path.name for path in conversations))
     if lines or conversations:
         return "own"
-    if location.name in FOLDERS and any(location.glob("*.parquet")):
+    if location.name in (*FOLDERS, *map(folder_of, CONFIGS)) and any(location.glob("*.parquet")):
         raise DataError(f"{location}: expected the folder above it, found one split. Name {location.parent}.")
-    found = ", ".join(sorted(path.name for path in location.iterdir())[:8]) or "nothing"
+    found_here = ", ".join(sorted(path.name for path in location.iterdir())[:8]) or "nothing"
     raise DataError(
-        f"{location}: expected MLLMU-Bench's folders ({', '.join(FOLDERS)}), {LINES_FILE} or a conversation file "
-        f"*.json, found {found}. Name the directory that holds them."
+        f"{location}: expected MLLMU-Bench's folders ({', '.join(FOLDERS)}), CLEAR's (full, forget10, full+tofu ...), "
+        f"{LINES_FILE} or a conversation file *.json, found {found_here}. Name the directory that holds them."
     )
+
+
+def _clear_folders(location: Path) -> list[str]:
+    """Name CLEAR's folders that are here; any folder may be called `data`, so that one counts if it holds parquet."""
+    named = [folder for folder in map(folder_of, CONFIGS) if folder != DEFAULT_FOLDER and (location / folder).is_dir()]
+    return named + [DEFAULT_FOLDER] * any((location / DEFAULT_FOLDER).glob("*.parquet"))

@@ -36,6 +36,8 @@ class Answer:
         wrong_logprobs: as `answer_logprob`, of each published wrong answer.
         gradient_norm: Euclidean norm of the gradient of the mean negative log-likelihood of what was expected.
         fluency: as `answer_logprob`, of the reply itself under the vanilla model.
+        fluency_median: median log-probability of the reply's tokens there.
+        clean: what a detector of gibberish makes of the reply: P(clean), and 1 if that is its likeliest class else 0.
     """
 
     model: str
@@ -56,6 +58,8 @@ class Answer:
     wrong_logprobs: tuple[tuple[float, int], ...] = ()
     gradient_norm: float | None = None
     fluency: tuple[float, int] | None = None
+    fluency_median: float | None = None
+    clean: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
         if self.reply is None and not self.option_logprobs:
@@ -149,6 +153,17 @@ def _is_norm(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value >= 0
 
 
+def _is_median(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_grade(value: Any) -> bool:
+    """Tell whether this is a probability, and a yes or no."""
+    if not isinstance(value, list) or list(map(type, value)) != [float, int]:
+        return False
+    return 0 <= value[0] <= 1 and value[1] in (0, 1)
+
+
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "options": _all(_is_pair_of_texts),
     "option_logprobs": _all(_is_option_logprob),
@@ -159,5 +174,7 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "wrong_logprobs": _all(_is_logprob),
     "gradient_norm": _is_norm,
     "fluency": _is_logprob,
+    "fluency_median": _is_median,
+    "clean": _is_grade,
 }
 _TEXTS = frozenset(field.name for field in fields(Answer)) - set(_OPTIONAL)

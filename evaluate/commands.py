@@ -1,115 +1,106 @@
-"""`viker evaluate`: ask models the whole protocol, keep every reply, score them.
+"""`viker evaluate`: ask models the whole protocol, keep every reply, score them; attack, compare and judge them.
 
 Several models can be asked by one call, so that questions are read once: with `--run`, vanilla, retain-only and every
-complete adapter of the run. Replies are kept; `--rescore` computes scores again without a model.
+complete adapter of the run. Replies are kept; `--rescore` computes scores again without a model. Attacks and the
+verdict of a policy are made of evaluations that are complete, in the same call or a later one. How one target is
+evaluated is `evaluation.py`'s, how it is attacked `attacks/`', what a policy demands `policy.py`'s.
 """
 
-import shutil
-import time
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..data.artefact import begin, decide, finish, is_complete, read_json, write_json
+from ..data.artefact import decide, is_complete, read_json
 from ..data.example import DataError
 from ..data.inputs import input_stamps
-from ..data.options import chosen_options, config_option, model_options, source_options
+from ..data.options import chosen_options
+from .attacks.attacks import ATTACKS
+from .options import NOT_PROTOCOL, evaluate_options
+from .protocols.every import CORRECTIONS
 
-TASKS = ("classification", "cloze", "generation")
-_NOT_PROTOCOL = (
-    "run",
-    "output",
-    "target",
-    "overwrite",
-    "dry_run",
-    "rescore",
-    "device",
-    "batch_size",
-    "as_json",
-    "model",
-    "models",
-)
+SCHEMA = "viker/evaluation/2"
+EXIT_VERDICT = 4
 
 
 @click.command()
-@click.option(
-    "--run", type=click.Path(path_type=Path), help="Evaluate this run's models; evaluations go to RUN/evaluations."
-)
-@click.option(
-    "--target",
-    "target",
-    multiple=True,
-    metavar="NAME",
-    help="With --run: only these (vanilla, retain-only, an adapter's name).",
-)
-@click.option("--output", type=click.Path(path_type=Path), help="Where the evaluation of --model goes (without --run).")
-@source_options
-@model_options
-@click.option(
-    "--style",
-    type=click.Choice(["official", "plain"]),
-    default="official",
-    show_default=True,
-    help="The protocol's instructions, or the bare question.",
-)
-@click.option(
-    "--task",
-    "task",
-    multiple=True,
-    type=click.Choice(TASKS),
-    default=TASKS,
-    show_default=True,
-    help="Which tasks (repeatable).",
-)
-@click.option(
-    "--few-shot", default=0, show_default=True, help="official: answered questions of so many retain people in front."
-)
-@click.option(
-    "--real",
-    type=click.Choice(["all", "heldout"]),
-    default="all",
-    show_default=True,
-    help="heldout: without the celebrities that are references.",
-)
-@click.option("--max-new-tokens", default=50, show_default=True, help="Longest reply.")
-@click.option("--batch-size", default=32, show_default=True, help="Questions a batch; halved when memory runs out.")
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    help="Seed of the intervals and of what the official code leaves to chance.",
-)
-@click.option("--limit", type=int, help="Only so many people a split.")
-@click.option("--rescore", is_flag=True, help="Score the kept answers again; no model is loaded.")
-@click.option("--overwrite", is_flag=True, help="Ask again where an evaluation with other options is complete.")
-@click.option("--dry-run", is_flag=True, help="Say what would be asked.")
-@config_option
+@evaluate_options
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
-    """Say what was forgotten and what survived."""
+    """Say what was forgotten, what survived, and whether it can be attacked."""
+    if options["list_attacks"] or options["list_corrections"]:
+        _list(options)
+        return
+    if options["compare"]:
+        _compare(options)
+        return
     if options["data"] is None:
         raise click.UsageError("evaluate: expected --data, found none.")
     targets = find_targets(options)
-    waiting = {}
+    policy = _policy(options)
+    _evaluate(ctx, options, targets, policy)
+    if options["dry_run"]:
+        return
+    if options["attacks"]:
+        from .attack_targets import attack_targets
+
+        attack_targets(options, targets)
+    if policy is not None:
+        from .judge import judge_targets
+
+        if not judge_targets(options, targets, policy):
+            ctx.exit(EXIT_VERDICT)
+
+
+def _policy(options: Mapping[str, Any]) -> Any:
+    """Read the policy before anything is computed, so that its mistakes cost nothing."""
+    if options["policy"] is None:
+        return None
+    from .policy import read_policy
+
+    return read_policy(options["policy"], {"attack": list(ATTACKS)})
+
+
+def _evaluate(
+    ctx: click.Context, options: dict[str, Any], targets: Mapping[str, tuple[str, Path]], policy: Any
+) -> None:
+    """Ask every target that is not complete, or score again."""
+    from .evaluation import Target, evaluate_targets, rescore
+
+    waiting: dict[str, Target] = {}
     for name, (spec, output) in targets.items():
         config = {
-            "schema": "viker/evaluation/1", "inputs": input_stamps(options["data"], spec),
-            "options": {**chosen_options(ctx, without=_NOT_PROTOCOL), "model": spec},
+            "schema": SCHEMA, "inputs": _inputs(options, spec),
+            "options": {**chosen_options(ctx, without=NOT_PROTOCOL), "model": spec},
         }  # fmt: skip
         if options["rescore"]:
-            _rescore(output, options)
+            rescore(output, options)
         elif decide(output, config, overwrite=options["overwrite"], what="evaluation") == "skip":
             click.echo(f"evaluate: {name}: complete, skipped: {output}")
         elif options["dry_run"]:
             click.echo(f"evaluate: would ask {name} ({spec}) into {output}")
         else:
-            waiting[name] = (spec, output, config)
+            waiting[name] = Target(spec, output, config)
     if waiting:
-        _evaluate(options, waiting)
+        evaluate_targets(options, waiting, _vanilla(options), policy)
 
 
-def find_targets(options: dict[str, Any]) -> dict[str, tuple[str, Path]]:
+def _inputs(options: Mapping[str, Any], spec: str) -> dict[str, str]:
+    controls = input_stamps(options["controls"]) if options["controls"] else {}
+    return {**input_stamps(options["data"], spec), **controls}
+
+
+def _vanilla(options: Mapping[str, Any]) -> str | None:
+    """Return the model that says how fluent replies are: the one named, or the run's vanilla; None without either."""
+    if options["vanilla"] is not None or options["run"] is None:
+        named: str | None = options["vanilla"]
+        return named
+    return str(options["model"] or options["run"] / "vanilla")
+
+
+def find_targets(options: Mapping[str, Any]) -> dict[str, tuple[str, Path]]:
     """Return name -> (model, evaluation directory) of what is to be evaluated.
 
     Raises:
@@ -123,8 +114,18 @@ def find_targets(options: dict[str, Any]) -> dict[str, tuple[str, Path]]:
     models: dict[str, str] = {"vanilla": str(options["model"] or run / "vanilla")}
     if is_complete(run / "retain-only"):
         models["retain-only"] = str(run / "retain-only")
-    adapters = sorted((run / "adapters").glob("*/")) if (run / "adapters").is_dir() else []
-    for path in adapters:
+    models |= {path.name: str(path) for path in _adapters(run)}
+    unknown = sorted(set(options["target"]) - set(models))
+    if unknown:
+        raise DataError(f"--target: expected some of {', '.join(models)}, found {', '.join(unknown)}.")
+    chosen = options["target"] or tuple(models)
+    return {name: (models[name], run / "evaluations" / name) for name in chosen}
+
+
+def _adapters(run: Path) -> list[Path]:
+    """Return the complete adapters of a run; one whose inputs were made again is left out, with a word."""
+    found = []
+    for path in sorted((run / "adapters").glob("*/")) if (run / "adapters").is_dir() else []:
         if not is_complete(path):
             continue
         if remade := _remade_inputs(path):
@@ -133,12 +134,8 @@ def find_targets(options: dict[str, Any]) -> dict[str, tuple[str, Path]]:
                 err=True,
             )
         else:
-            models[path.name] = str(path)
-    unknown = sorted(set(options["target"]) - set(models))
-    if unknown:
-        raise DataError(f"--target: expected some of {', '.join(models)}, found {', '.join(unknown)}.")
-    chosen = options["target"] or tuple(models)
-    return {name: (models[name], run / "evaluations" / name) for name in chosen}
+            found.append(path)
+    return found
 
 
 def _remade_inputs(adapter: Path) -> list[str]:
@@ -151,66 +148,25 @@ def _remade_inputs(adapter: Path) -> list[str]:
     ]
 
 
-def _evaluate(options: dict[str, Any], waiting: dict[str, tuple[str, Path, dict[str, Any]]]) -> None:
-    from ..data.sources import open_source
-    from .answers import answer_line
-    from .ask import Protocol, ask_model, collect_questions
+def _compare(options: Mapping[str, Any]) -> None:
+    from .compare_evaluations import compare_named
 
-    source = open_source(
-        options["data"], ratio=options["ratio"], forget=options["forget"], revision=options["data_revision"]
-    )
-    questions = collect_questions(source, options["task"], options["limit"], options["real"])
-    for split, skipped in source.skipped().items():
-        for reason, count in skipped.items():
-            click.echo(f"evaluate: {split}: left out {count} {reason}", err=True)
-    protocol = Protocol(
-        style=options["style"],
-        max_new_tokens=options["max_new_tokens"],
-        batch_size=options["batch_size"],
-        tasks=tuple(options["task"]),
-        few_shot=options["few_shot"],
-        seed=options["seed"],
-    )
-    for name, (spec, output, config) in waiting.items():
-        started = time.time()
-        begin(output, config)
-        try:
-            answers, facts = ask_model(spec, options, questions, protocol, name)
-        except ValueError:  # a user's mistake: nothing half-done stays
-            shutil.rmtree(output)
-            raise
-        lines = "".join(answer_line(answer) + "\n" for answer in answers)
-        (output / "answers.jsonl").write_text(lines, encoding="utf-8")
-        _score(output, source.location, options["seed"])
-        finish(output, facts, started=started, device=facts["device"])
-        click.echo(f"evaluate: {name}: {len(answers)} answers in {time.time() - started:.0f} s -> {output}")
+    compared = compare_named(options["compare"], options["run"], options["seed"], options["compare_metrics"] or None)
+    if options["as_json"]:
+        click.echo(json.dumps(compared.told, indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n\n".join(compared.texts))
 
 
-def _score(output: Path, location: Path, seed: int) -> None:
-    """Score the kept answers of one evaluation."""
-    from ..data.sidecar import read_sidecar
-    from .answers import count_without_logprob, read_answers
-    from .score import score_answers, scores_json
-
-    answers = read_answers(output / "answers.jsonl")
-    if without := count_without_logprob(answers):
-        click.echo(
-            f"evaluate: {output}: {without} generated answers were kept without their log-probability and are scored "
-            "without `answer_logprob`. Evaluate again with --overwrite to have it.",
-            err=True,
-        )
-    sidecar = location / "sidecar.json"
-    records = score_answers(answers, read_sidecar(sidecar) if sidecar.is_file() else None, seed)
-    write_json(output / "scores.json", scores_json(records))
-
-
-def _rescore(output: Path, options: dict[str, Any]) -> None:
-    if not is_complete(output):
-        raise DataError(
-            f"{output}: expected a complete evaluation to score again, found none. Run it without --rescore."
-        )
-    from ..data.sources import open_source
-
-    source = open_source(options["data"], ratio=options["ratio"], forget=options["forget"])
-    _score(output, source.location, options["seed"])
-    click.echo(f"evaluate: scored again: {output}")
+def _list(options: Mapping[str, Any]) -> None:
+    """Print what attacks or corrections there are."""
+    told: dict[str, str] = {}
+    if options["list_attacks"]:
+        told |= {name: attack.summary for name, attack in ATTACKS.items()}
+    if options["list_corrections"]:
+        told |= {name: f"published: {each.published} Ours: {each.ours}" for name, each in CORRECTIONS.items()}
+    if options["as_json"]:
+        click.echo(json.dumps({"schema": "viker/list/1", "items": told}, indent=2, ensure_ascii=False))
+        return
+    for name, text in told.items():
+        click.echo(f"{name:24} {text}")

@@ -1,31 +1,45 @@
-"""Ask a model: greedy replies in left-padded batches, and the likelihood of given answers.
+"""Ask a model: greedy replies, and what it thinks of given answers, token by token; in batches that a caller may spread.
 
-Questions are sorted by length so that a batch pads little; a batch that does not fit in memory is halved and tried
-again, so a smaller card gives the same replies more slowly. Answers whose likelihood is asked stand behind one copy of
-their image where the model's text can share one (`models/pack.py`), and by themselves elsewhere. What is asked is
-`questions.py`'s job, what replies are worth `score.py`'s. M answer tokens, V vocabulary.
+Prompts of one picture go into one batch, so that it runs once (`models/decode.py`); where a model is not one for that
+(`models/decodable.py`), batches are left-padded and `model.generate` runs them, and why is said once. Answers stand
+behind one copy of their image where the model's text can share one (`models/pack.py`), and by themselves elsewhere.
+Which rows make a batch depends on the rows alone, so that any number of processes asks alike; a batch that does not
+fit in memory is halved, so a smaller card says the same more slowly. What is asked is `questions.py`'s job, what
+replies are worth `score.py`'s. M answer tokens, m of them at once, D hidden size, V vocabulary.
 """
 
 import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ..data.example import DataError, Example
+from ..models.decodable import cannot_share, reason_against
+from ..models.decode import greedy
 from ..models.encode import Encoded, Encoder, answer_rows, collate
-from ..models.forward import answer_logits, to_device
+from ..models.forward import answer_logits, answer_states, head_of, to_device
 from ..models.pack import pack_for
-from ..models.positions import backbone, require_full_attention
+from ..models.positions import backbone
 
 GROUP_SIZE = 8  # answers behind one image: more share it, but attend to ever longer masked sequences
+LOGITS_AT_ONCE = 2**25  # numbers; a few times so many bytes are held for each answer token's statistics
+
+TokenScores = tuple[tuple[float, float, float, int], ...]
+"""Per answer token: log p, the mean and the standard deviation of log-probabilities under the model's own distribution
+there, 1 if the token is the likeliest else 0. In nats, computed in float32."""
+
+_Asked = TypeVar("_Asked")
+_Said = TypeVar("_Said")
+
+_told: WeakSet[Any] = WeakSet()  # models of which it was said that they are asked the slow way
 
 
-@torch.inference_mode()
 def generate_replies(
     model: Any,
     encoder: Encoder,
@@ -37,37 +51,10 @@ def generate_replies(
 ) -> list[str]:
     """Return the greedy reply to each example, in order."""
     rows = [encoder.encode_prompt(example) for example in examples]
-    order = sorted(range(len(rows)), key=lambda index: (-len(rows[index].input_ids), index))
-    replies: dict[int, str] = {}
-    bar = tqdm(total=len(order), desc=desc, unit="reply", leave=False)
-    while order:
-        chosen = order[:batch_size]
-        try:
-            texts = _generate(model, encoder, [rows[index] for index in chosen], max_new_tokens)
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size = _halved(batch_size)
-            continue
-        replies.update(zip(chosen, texts, strict=True))
-        order = order[len(chosen) :]
-        bar.update(len(chosen))
-    bar.close()
-    return [replies[index] for index in range(len(rows))]
+    run = partial(reply_batch, model, encoder, max_new_tokens=max_new_tokens)
+    return _in_order(rows, reply_batches(rows, batch_size), run, desc, "reply")
 
 
-def _generate(model: Any, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int) -> list[str]:
-    weights = next(model.parameters())
-    inputs = to_device(collate(rows, pad_id=encoder.pad_id, side="left"), weights.device, weights.dtype)
-    ids = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=encoder.pad_id,
-        eos_token_id=sorted(encoder.stop_ids),
-    )  # fmt: skip
-    new_ids = ids[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in encoder.tokenizer.batch_decode(new_ids, skip_special_tokens=True)]
-
-
-@torch.inference_mode()
 def answer_likelihoods(
     model: Any, encoder: Encoder, examples: Sequence[Example], *, batch_size: int
 ) -> list[tuple[float, int]]:
@@ -76,29 +63,97 @@ def answer_likelihoods(
     Raises:
         DataError: an answer cannot be encoded, or its log-probability is not a finite number.
     """
+    scores = answer_token_scores(model, encoder, examples, batch_size=batch_size)
+    return [(math.fsum(token[0] for token in tokens), len(tokens)) for tokens in scores]
+
+
+def answer_token_scores(
+    model: Any, encoder: Encoder, examples: Sequence[Example], *, batch_size: int
+) -> list[TokenScores]:
+    """Return for each example what the model thinks of every token of its answer.
+
+    Raises:
+        DataError: an answer cannot be encoded, or a number is not finite.
+    """
     rows = [encoder.encode(example) for example in examples]
-    order = _by_picture(rows)
-    found: dict[int, tuple[float, int]] = {}
-    bar = tqdm(total=len(order), desc="likelihood", unit="answer", leave=False)
-    while order:
-        chosen = order[:batch_size]
-        try:
-            logprob_M = _answer_logprobs(model, encoder, [rows[index] for index in chosen])
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size = _halved(batch_size)
-            continue
-        for index, part in zip(chosen, logprob_M.split([len(rows[index].answer_ids) for index in chosen]), strict=True):
-            found[index] = (_finite(float(part.sum()), examples[index]), len(part))
-        order = order[len(chosen) :]
-        bar.update(len(chosen))
-    bar.close()
-    return [found[index] for index in range(len(rows))]
+    named = list(zip(rows, (example.id for example in examples), strict=True))
+
+    def run(batch: Sequence[tuple[Encoded, str]]) -> list[TokenScores]:
+        return score_batch(model, encoder, [row for row, _ in batch], [name for _, name in batch])
+
+    return _in_order(named, score_batches(rows, batch_size), run, "likelihood", "answer")
 
 
-def _by_picture(rows: Sequence[Encoded]) -> list[int]:
-    """Return the order in which rows of one picture are neighbors; the pictures with the longest rows come first."""
+def reply_batches(rows: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+    """Return which prompts are continued together: all those of a picture, which then runs once, the longest first."""
+    batches: list[list[int]] = [[]]
+    for group in _by_picture(rows):
+        if rows[group[0]].pictures and len(batches[-1]) + len(group) > batch_size:
+            batches.append([])
+        for index in group:
+            if len(batches[-1]) == batch_size:
+                batches.append([])
+            batches[-1].append(index)
+    return [batch for batch in batches if batch]
+
+
+def score_batches(rows: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+    """Return which answers are scored together: neighbors of one picture, in batches of one size."""
+    order = [index for group in _by_picture(rows) for index in group]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def reply_batch(model: Any, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+    """Return the greedy replies to a batch of prompts; where memory runs out, in halves."""
+    return _in_halves(partial(_replies, model, encoder, max_new_tokens), rows)
+
+
+def score_batch(model: Any, encoder: Encoder, rows: Sequence[Encoded], names: Sequence[str]) -> list[TokenScores]:
+    """Return what the model thinks of every token of some answers; where memory runs out, in halves.
+
+    Args:
+        model: the model.
+        encoder: that which encoded the rows.
+        rows: prompts with answers.
+        names: what an error calls each of them.
+
+    Raises:
+        DataError: a number is not finite.
+    """
+    return _in_halves(partial(_scores, model, encoder), list(zip(rows, names, strict=True)))
+
+
+def _in_order(
+    asked: Sequence[_Asked],
+    batches: Sequence[Sequence[int]],
+    run: Callable[[Sequence[_Asked]], list[_Said]],
+    desc: str,
+    unit: str,
+) -> list[_Said]:
+    """Run batches under a bar, and return what came of everything asked, in its order."""
+    found: dict[int, _Said] = {}
+    with tqdm(total=len(asked), desc=desc, unit=unit, leave=False) as bar:
+        for batch in batches:
+            found |= zip(batch, run([asked[index] for index in batch]), strict=True)
+            bar.update(len(batch))
+    return [found[index] for index in range(len(asked))]
+
+
+def _in_halves(run: Callable[[Sequence[_Asked]], list[_Said]], asked: Sequence[_Asked]) -> list[_Said]:
+    """Run a batch, in halves where the whole does not fit in memory, and say so."""
+    try:
+        return run(asked)
+    except torch.OutOfMemoryError:
+        if len(asked) == 1:
+            raise
+    half = -(-len(asked) // 2)  # outside the handler, whose traceback holds on to what did not fit
+    tqdm.write(f"out of memory with a batch of {len(asked)}: going on with {half} at once", file=sys.stderr)
+    torch.cuda.empty_cache()
+    return [*_in_halves(run, asked[:half]), *_in_halves(run, asked[half:])]
+
+
+def _by_picture(rows: Sequence[Encoded]) -> list[list[int]]:
+    """Return rows grouped by picture, the longest of each first, and the pictures with the longest rows first."""
     places: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
         places.setdefault(tuple(map(id, row.pictures)), []).append(index)
@@ -107,51 +162,119 @@ def _by_picture(rows: Sequence[Encoded]) -> list[int]:
         return len(rows[index].input_ids)
 
     groups = [sorted(group, key=length, reverse=True) for group in places.values()]
-    return [index for group in sorted(groups, key=lambda group: -length(group[0])) for index in group]
+    return sorted(groups, key=lambda group: -length(group[0]))
 
 
-def _finite(logprob: float, example: Example) -> float:
-    if not math.isfinite(logprob):
-        raise DataError(
-            f"{example.id}: expected a finite log-probability of the answer, found {logprob}. The model has "
-            "diverged or overflows: train it again with a lower --learning-rate, or load it in another --dtype."
+@torch.inference_mode()
+def _replies(model: Any, encoder: Encoder, max_new_tokens: int, rows: Sequence[Encoded]) -> list[str]:
+    """Return the replies to a batch; a lone prompt shares nothing, and is the model's own to continue."""
+    reason = "" if len(rows) == 1 else reason_against(model, rows, pad_id=encoder.pad_id)
+    if reason is None:
+        tokens = greedy(
+            model, rows, stop_ids=encoder.stop_ids, pad_id=encoder.pad_id, max_new_tokens=max_new_tokens
+        )  # fmt: skip
+    else:
+        _tell(model, reason)
+        tokens = _generate(model, encoder, rows, max_new_tokens)
+    texts: list[str] = encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _tell(model: Any, reason: str) -> None:
+    """Say once why a model is asked the slow way."""
+    if reason and backbone(model) not in _told:
+        _told.add(backbone(model))
+        tqdm.write(
+            f"replies are generated with an image for every question, which is slower: {reason}", file=sys.stderr
         )
-    return logprob
 
 
-def _answer_logprobs(model: Any, encoder: Encoder, batch: Sequence[Encoded]) -> Tensor:
-    """Return the log-probability of every answer token of a batch, end to end, float32 [M] on the CPU."""
+def _generate(model: Any, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
+    """Return continuations by the model's own `generate`, up to and with their stop tokens."""
     weights = next(model.parameters())
-    inputs, batch_M, position_M, answer_ids_M = _side_by_side(model, encoder, batch)
-    logits_MV = answer_logits(model, to_device(inputs, weights.device, weights.dtype), batch_M, position_M).float()
-    return -cross_entropy(logits_MV, answer_ids_M.to(logits_MV.device), reduction="none").cpu()
+    inputs = to_device(collate(rows, pad_id=encoder.pad_id, side="left"), weights.device, weights.dtype)
+    ids = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=encoder.pad_id,
+        eos_token_id=sorted(encoder.stop_ids),
+    )  # fmt: skip
+    return [_up_to_stop(tokens, encoder) for tokens in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def _up_to_stop(tokens: list[int], encoder: Encoder) -> list[int]:
+    """Return tokens without the padding behind a stop token, which need not be a special one."""
+    end = next((index + 1 for index, token in enumerate(tokens) if token in encoder.stop_ids), len(tokens))
+    return tokens[:end]
+
+
+@torch.inference_mode()
+def _scores(model: Any, encoder: Encoder, named: Sequence[tuple[Encoded, str]]) -> list[TokenScores]:
+    rows = [row for row, _ in named]
+    inputs, batch_M, position_M, answer_ids_M = _side_by_side(model, encoder, rows)
+    weights = next(model.parameters())
+    inputs = to_device(inputs, weights.device, weights.dtype)
+    parts = _logits_in_parts(model, inputs, batch_M, position_M)
+    numbers = [_statistics(logits_mV, ids_m) for logits_mV, ids_m in _beside(parts, answer_ids_M)]
+    tokens = [token for part in numbers for token in part]
+    scores, first = [], 0
+    for row, name in named:
+        scores.append(_finite(tuple(tokens[first : first + len(row.answer_ids)]), name))
+        first += len(row.answer_ids)
+    return scores
+
+
+def _logits_in_parts(model: Any, inputs: dict[str, Tensor], batch_M: Tensor, position_M: Tensor) -> Iterator[Tensor]:
+    """Yield the logits of answer tokens, so many at once that a large vocabulary takes no more memory than a small."""
+    try:
+        head = head_of(model)
+    except DataError:  # something is done to logits behind the head, which only the model itself knows
+        logits_MV = answer_logits(model, inputs, batch_M, position_M)
+        yield from logits_MV.split(max(1, LOGITS_AT_ONCE // logits_MV.shape[1]))
+        return
+    states_MD = answer_states(model, inputs, batch_M, position_M)
+    width = backbone(model).config.get_text_config().vocab_size
+    yield from map(head, states_MD.split(max(1, LOGITS_AT_ONCE // width)))
+
+
+def _beside(parts: Iterator[Tensor], answer_ids_M: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits with the answer tokens they predict."""
+    first = 0
+    for logits_mV in parts:
+        yield logits_mV, answer_ids_M[first : first + len(logits_mV)].to(logits_mV.device)
+        first += len(logits_mV)
+
+
+def _statistics(logits_mV: Tensor, ids_m: Tensor) -> list[tuple[float, float, float, int]]:
+    """Return the log-probability of tokens, mean and spread of all log-probabilities there, whether it is likeliest.
+
+    Min-K%++ standardizes the first by the next two (Zhang et al. 2024, arXiv 2404.02936, section 4).
+    """
+    logprob_mV = logits_mV.float().log_softmax(-1)
+    likeliest_m = logprob_mV.argmax(-1) == ids_m
+    logprob_m = logprob_mV.gather(1, ids_m[:, None])[:, 0]
+    weight_mV = logprob_mV.exp()
+    logprob_mV = logprob_mV.clamp_(min=-200.0)  # what weighs nothing: else 0 times infinity
+    mean_m = (weight_mV * logprob_mV).sum(-1)
+    spread_m = (weight_mV * (logprob_mV - mean_m[:, None]).square_()).sum(-1).sqrt()
+    values = zip(logprob_m.tolist(), mean_m.tolist(), spread_m.tolist(), likeliest_m.tolist(), strict=True)
+    return [(logprob, mean, spread, int(likeliest)) for logprob, mean, spread, likeliest in values]
+
+
+def _finite(tokens: TokenScores, name: str) -> TokenScores:
+    for token in tokens:
+        wrong = next((value for value in token if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise DataError(
+                f"{name}: expected a finite log-probability of the answer, found {wrong}. The model has diverged or "
+                "overflows: train it again with a lower --learning-rate, or load it in another --dtype."
+            )
+    return tokens
 
 
 def _side_by_side(
     model: Any, encoder: Encoder, batch: Sequence[Encoded]
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
     """Return the inputs of a batch, and where it predicts each answer token, in the order of the batch."""
-    if not _can_share_images(model):
+    if cannot_share(model) is not None:
         return collate(batch, pad_id=encoder.pad_id, side="right"), *answer_rows(batch)
     packed = pack_for(model, batch, pad_id=encoder.pad_id, group_size=GROUP_SIZE)
     return packed.inputs, packed.batch_M, packed.position_M, packed.answer_ids_M
-
-
-def _can_share_images(model: Any) -> bool:
-    """Tell whether questions may stand behind one image: the text sees all before it, and reads a mask of pairs.
-
-    Scaled dot-product attention alone is trusted with such a mask: others read it differently, or not at all.
-    """
-    config = backbone(model).config.get_text_config()
-    try:
-        require_full_attention(config)
-    except ValueError:
-        return False
-    return bool(config._attn_implementation == "sdpa")
-
-
-def _halved(batch_size: int) -> int:
-    """Return half of a batch that did not fit, and say so."""
-    tqdm.write(f"out of memory: batches of {batch_size // 2} from here on", file=sys.stderr)
-    torch.cuda.empty_cache()
-    return batch_size // 2

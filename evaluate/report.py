@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
+from ..data.notices import NOTICES
 from ..data.sidecar import Sidecar, read_sidecar
 from .answers import Answer, read_answers
 from .report_likelihood import likelihood_section
@@ -20,7 +21,6 @@ from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_sectio
 from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
 
 SCHEMA = "viker/report/1"
-MINI_NOTICE = "mini, not comparable with published MLLMU numbers; real run: `--preset mllmu-10`"
 PRIVACY = "This page quotes private answers: keep it as you keep the forget set."
 HEADROOM = 0.9
 FAR_ABOVE_CHANCE = 0.15
@@ -53,7 +53,7 @@ def build_report(run: Run, published: Sequence[Mapping[str, Any]], ours: Sequenc
         "schema": SCHEMA,
         "title": _title(run, names),
         "directory": str(run.path / "report"),
-        "is_mini": run.source == "mini",
+        "embedded": NOTICES.get(run.source or ""),
         "notices": _notices(run, models, ours),
         "models": models,
         "headline": {
@@ -138,8 +138,8 @@ def _model(name: str, role: str, evaluated: bool, stage: Stage | None) -> dict[s
 
 def _title(run: Run, names: Sequence[str]) -> str:
     title = f"Viker report, {run.path.resolve().name}"
-    if run.source == "mini":
-        title += f": {MINI_NOTICE}"
+    if notice := NOTICES.get(run.source or ""):
+        title += f": {notice}"
     missing = [name for name in ("vanilla", "retain-only") if name not in names]
     if len(missing) == 2:
         return f"{title} (neither vanilla nor retain-only is evaluated: nothing to compare with)"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .answers import LOGPROB
-from .report import MINI_NOTICE
 from .report_rank import POINT_VALUES
 
 _LONGEST_REPLY = 240
@@ -28,7 +27,7 @@ Unit = Callable[[float | None], str]
 
 def render_markdown(report: Report) -> str:
     """Return the page of a report."""
-    opening = [f"*{MINI_NOTICE}*"] if report["is_mini"] else []
+    opening = [f"*{report['embedded']}*"] if report["embedded"] else []
     sections = [
         f"# {report['title']}", *opening, "\n".join(f"- {notice}" for notice in report["notices"]),
         *_headline(report), *_matched(report), *_likelihood(report), *_head_room(report), *_answers(report),

@@ -11,8 +11,8 @@ from typing import Any
 from ..data.sidecar import Sidecar
 from .answers import Answer
 from .matched import first_crossing, forgetting_threshold, mean_and_standard_error
+from .recall import fact_recall_by_person
 from .report_run import Run, read_lines
-from .score import fact_recall_by_person
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 POINT_VALUES = ("forget_fact", "retain_heldout_fact", "retain_heldout_rougeL", "retain_seen_fact")

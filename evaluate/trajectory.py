@@ -19,8 +19,9 @@ from .answers import LOGPROB, Answer, token_logprob
 from .ask import collect_questions
 from .generate import answer_likelihoods, generate_replies
 from .matched import mean_and_standard_error
+from .protocols.metrics import rouge_of_scripts
+from .recall import fact_recall_by_person
 from .repetition import blank_share, mean_repetition
-from .score import fact_recall_by_person, rouge
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 
@@ -85,7 +86,7 @@ def _split_values(answers: Sequence[Answer], facts: Sidecar | None) -> dict[str,
     replies = [answer.reply or "" for answer in answers]
     values = {
         "rougeL": fmean(
-            rouge(answer.expected, reply)["rougeL"] for answer, reply in zip(answers, replies, strict=True)
+            rouge_of_scripts(answer.expected, reply)["rougeL"] for answer, reply in zip(answers, replies, strict=True)
         ),
         LOGPROB: fmean(value for answer in answers if (value := token_logprob(answer)) is not None),
         "repetition": mean_repetition(replies),

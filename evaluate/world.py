@@ -9,7 +9,7 @@ from ..models.load import load_encoder, resolve
 from ..precompute.cache import TeacherCache, cache_home
 from .answers import read_answers
 from .keywords import key_word_auroc
-from .score import fact_recall_by_person
+from .recall import fact_recall_by_person
 
 Recall = dict[str, tuple[int, int]]
 

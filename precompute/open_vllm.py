@@ -11,11 +11,18 @@ from typing import Any
 
 from ..models.encode import Encoder
 from ..models.load import DTYPES, Checkpoint
+from ..models.vllm_start import read_options, require_vllm, share_image_processor, start_llm
+from ..models.vllm_weights import lay_out
 from .engines.rows import Pending, Probabilities, RowsOf
-from .engines.vllm import ALL, Kept, VllmEngine
+from .engines.vllm import ALL, Kept, VllmEngine, can_score_rows
 from .engines.vllm_bounds import ENTROPY_WITHIN, LOGPROB_WITHIN
-from .engines.vllm_start import can_score_rows, read_options, require_vllm, share_image_processor, start_llm
-from .engines.vllm_weights import lay_out
+
+SETTINGS = {
+    "max_logprobs": -1,  # lists may be of the whole vocabulary
+    "enable_prefix_caching": False,  # what lists prompt rows cannot read it
+    "enforce_eager": True,
+    "max_num_batched_tokens": 4096,  # prefill only; small, for logits of every token
+}
 
 
 def open_vllm(
@@ -27,7 +34,7 @@ def open_vllm(
     Raises:
         DataError: vLLM is not installed, an option is not one of its, or it reads pictures or prompts otherwise.
     """
-    found, arguments = require_vllm(), read_options(options["vllm_option"])
+    found, arguments = require_vllm(), read_options(options["vllm_option"], SETTINGS)
     num_listed = options["vllm_listed"] or ALL
     with tempfile.TemporaryDirectory(prefix="viker-vllm-") as scratch:
         directory = lay_out(

@@ -25,6 +25,9 @@ from .trained import locate, open_recorded
 
 Digests = dict[str, str]
 
+# What is computed from kept replies and may count, or name, the person; `viker evaluate` writes it again.
+_DERIVED = ("verdict.json", "official.json", "attacks/attacks.json", "../attacks.json")
+
 
 def act_on(finding: Finding, person: str) -> tuple[Digests, str]:
     """Act on one finding; return the digests of what stands there now, and what was done in words.
@@ -128,6 +131,8 @@ def _rewrite_answers(evaluation: Path, person: str) -> tuple[Digests, str]:
         remove_directory(evaluation)
         return {}, "removed: every reply was about them"
     told = _score_again(evaluation, kept) if scores.is_file() else ""
+    for derived in _DERIVED:
+        (evaluation / derived).unlink(missing_ok=True)
     _replace_file(path, b"".join(line + b"\n" for line in kept))
     after = {"answers": file_digest(path)} | ({"scores": file_digest(scores)} if scores.is_file() else {})
     return after, f"{len(lines) - len(kept)} replies removed{told}"

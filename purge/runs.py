@@ -17,6 +17,9 @@ from .find import DATA_SCHEMA, DIAGNOSIS, Artefact, Finding, Kind, file_digest, 
 from .trained import KnownCaches, Told, Trained, locate, open_recorded
 
 _WEIGHTS = "adapter_model.safetensors"
+_EVALUATIONS = frozenset({"viker/evaluation/1", "viker/evaluation/2"})
+_ASKED = _EVALUATIONS | {"viker/attack/1"}  # whatever keeps replies in answers.jsonl
+_WORK = "work"  # of an interrupted evaluation: results of finished batches, which do not say whom they are about
 _TOLD = {
     "forget": "was trained to forget them: without it the model knows them again",
     "retain": "was trained to remember them (the retain term)",
@@ -27,7 +30,7 @@ _TOLD = {
 def find_in_artefacts(artefacts: Sequence[Artefact], person: str, caches: KnownCaches) -> list[Finding]:
     """Return what replies, reports, stored keys and models hold of a person."""
     trained = Trained(person, caches)
-    findings = [found for artefact in artefacts for found in in_answers(artefact, person)]
+    findings = [found for artefact in artefacts for found in (*in_answers(artefact, person), *_in_work(artefact))]
     asked = {Path(found.place) for found in findings if found.problem is None}
     findings += [found for artefact in artefacts for found in _in_diagnosis(artefact, person)]
     for artefact in artefacts:
@@ -47,9 +50,9 @@ def find_in_artefacts(artefacts: Sequence[Artefact], person: str, caches: KnownC
 
 
 def in_answers(artefact: Artefact, person: str) -> list[Finding]:
-    """Return the finding for an evaluation whose replies are about a person, or do not parse."""
+    """Return the finding for an evaluation or an attack whose replies are about a person, or do not parse."""
     path = artefact.path / "answers.jsonl"
-    if artefact.schema != "viker/evaluation/1" or not (path.is_symlink() or path.is_file()):
+    if artefact.schema not in _ASKED or not (path.is_symlink() or path.is_file()):
         return []
     try:
         lines = read_lines(path)
@@ -58,6 +61,14 @@ def in_answers(artefact: Artefact, person: str) -> list[Finding]:
     held = sum(is_about(record, person) for _, record in lines)
     told = f"{held} of {len(lines)} replies are about them"
     return [Finding(kind="answers", place=artefact.path, told=told, before=_digests(path))] if held else []
+
+
+def _in_work(artefact: Artefact) -> list[Finding]:
+    """Return the finding for what an interrupted evaluation was told so far: it may be about anybody."""
+    path = artefact.path / _WORK
+    if artefact.schema not in _ASKED or not path.is_dir():
+        return []
+    return [Finding(kind="remnant", place=path, told="replies of an interrupted evaluation, which may be about them")]
 
 
 def _in_diagnosis(artefact: Artefact, person: str) -> list[Finding]:

@@ -246,7 +246,7 @@ def test_the_embedded_benchmark_ends_with_a_report(first: Walk, place: Workplace
     assert {name.partition("-")[0] for name in names(run / "adapters")} == {"ga", "viker", "recommended"}
     assert names(run / "evaluations") == {"vanilla", "retain-only", *names(run / "adapters")}
     report = report_of(run)
-    assert report["is_mini"]
+    assert report["embedded"]
     assert {model["name"] for model in report["models"]} == names(run / "evaluations")
     assert "mini, not comparable" in (run / "report" / "report.md").read_text().splitlines()[0]
     assert not list(run.rglob("*.parquet.tmp"))

@@ -3,12 +3,11 @@
 import pytest
 from viker.data.example import DataError, EncodedImage, Example, Message, Task, ask_about
 from viker.evaluate.questions import (
-    PROMPTS,
-    few_shot_prompts,
     official_prompt,
     option_examples,
     parse_letter,
     plain_prompt,
+    shot_block,
 )
 
 OPTIONS = (("A", "Oslo"), ("B", "Lima"), ("C", "Riga"), ("D", "Cork"))
@@ -74,7 +73,6 @@ def test_official_prompts_are_the_published_bytes(task: Task, shown: bool) -> No
 def test_a_plain_prompt_is_the_source_s_own_question() -> None:
     example = question("classification", "Where was this person born?")
     assert plain_prompt(example).messages == ask_about(example.images[0], "Where was this person born?")
-    assert list(PROMPTS) == ["official", "plain"]
 
 
 def test_earlier_turns_and_everything_but_the_prompt_stay() -> None:
@@ -123,85 +121,20 @@ def test_parse_letter_is_the_official_rule(reply: str, letter: str | None) -> No
     assert parse_letter(reply, [key for key, _ in OPTIONS]) == letter
 
 
-RETAIN = [
-    question(task, f"Q{index} of {person} in __?", person, answer="C", shown=shown)
-    for person in ("101", "102", "103")
-    for task in ("classification", "cloze", "generation")
-    for shown in (True, False)
-    for index in range(2)
-]
+CLASSIFICATION_BLOCK = "Question: In __?\nA: Oslo\nB: Lima\nC: Riga\nD: Cork\nCorrect Answer: B\n"
+CLOZE_BLOCK = (
+    "In [Blank]?\nPlease **ONLY** provide the correct answer that should replace the [Blank].\nCorrect Answer: Lima\n"
+)
 
 
-def test_classification_shots_are_official_blocks() -> None:
-    (prompt,) = few_shot_prompts([question("classification", "Who?")], RETAIN[:12], few_shot=1)
-    assert llava(prompt) == (
-        "USER: <image>\nQuestion: Q0 of 101 in __?\nA: Oslo\nB: Lima\nC: Riga\nD: Cork\nCorrect Answer: C\n"
-        "USER: <image>\nQuestion: Q1 of 101 in __?\nA: Oslo\nB: Lima\nC: Riga\nD: Cork\nCorrect Answer: C\n"
-        "USER: <image>\nWho?\nA: Oslo\nB: Lima\nC: Riga\nD: Cork\n"
-        "Just give ONE letter representing the answer directly.\nASSISTANT:"
-    )
-    assert [image.origin for image in prompt.images] == ["101", "101", "001"]
-
-
-def test_cloze_shots_are_official_blocks() -> None:
-    shown, text = few_shot_prompts(
-        [question("cloze", "In __?"), question("cloze", "In __?", shown=False)], RETAIN[:12], few_shot=1
-    )
-    instruction = "Please **ONLY** provide the correct answer that should replace the [Blank]."
-    assert llava(shown) == (
-        f"USER: <image>\nQ0 of 101 in [Blank]?\n{instruction}\nCorrect Answer: C\n"
-        f"USER:<image>\nQ1 of 101 in [Blank]?\n{instruction}\nCorrect Answer: C\n"
-        f"USER: <image>\nIn [Blank]?\n{instruction}\nASSISTANT:"
-    )
-    assert llava(text) == (
-        f"USER: Q0 of 101 in [Blank]?\n{instruction}\nCorrect Answer: C\n"
-        f"USER:\nQ1 of 101 in [Blank]?\n{instruction}\nCorrect Answer: C\n"
-        f"USER:\nIn [Blank]?\n{instruction}\nASSISTANT:"
-    )
-
-
-def test_shots_of_an_image_question_stand_behind_the_images_of_earlier_turns() -> None:
-    turns = (
-        Message("user", "<image> Who is this?"),
-        Message("assistant", "Ada."),
-        Message("user", "<image>\nBorn in __."),
-    )
-    example = Example(
-        id="x", people=("9",), images=(picture("first"), picture("last")), messages=turns, answer="Lima", task="cloze"
-    )
-    (prompt,) = few_shot_prompts([example], RETAIN[:12], few_shot=1)
-    assert [image.origin for image in prompt.images] == ["first", "101", "101", "last"]
-
-
-def test_zero_shots_and_generation_are_plain_official_prompts() -> None:
-    asked = [question("classification", "Who?"), question("generation", "Who?")]
-    assert [llava(p) for p in few_shot_prompts(asked, RETAIN)] == [llava(official_prompt(e)) for e in asked]
-    assert llava(few_shot_prompts(asked, RETAIN, few_shot=1)[1]) == llava(official_prompt(asked[1]))
-
-
-def shot_person(prompt: Example) -> str:
-    return prompt.images[0].origin
-
-
-def test_the_seed_alone_draws_the_few_shot_people() -> None:
-    asked = [question("classification", "Who?"), question("classification", "Where?", "002")]
-    drawn = {seed: few_shot_prompts(asked, RETAIN, few_shot=1, seed=seed) for seed in range(12)}
-    assert all(shot_person(first) == shot_person(second) for first, second in drawn.values())
-    assert {shot_person(first) for first, _ in drawn.values()} == {"101", "102", "103"}
-    again = few_shot_prompts(asked, sorted(RETAIN, key=lambda shot: shot.people, reverse=True), few_shot=1, seed=3)
-    assert [llava(prompt) for prompt in again] == [llava(prompt) for prompt in drawn[3]]
-
-
-def test_nobody_is_shown_their_own_answers_and_everybody_is_asked() -> None:
-    asked = [example for example in RETAIN if example.task == "classification" and example.images]
-    prompts = few_shot_prompts(asked, RETAIN, few_shot=2, seed=1)
-    assert len(prompts) == len(asked)
-    for example, prompt in zip(asked, prompts, strict=True):
-        shown = {image.origin for image in prompt.images[:-1]}
-        assert len(shown) == 2
-        assert example.people[0] not in shown
-
-
-def test_too_few_people_for_the_shots_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"expected 3 other retain people.*found 2"):
-        few_shot_prompts([question("cloze", "In __?", "101")], RETAIN, few_shot=3)
+@pytest.mark.parametrize(
+    ("shot", "block"),
+    [
+        (question("classification", "In __?"), f"USER: <image>\n{CLASSIFICATION_BLOCK}"),
+        (question("classification", "In __?", shown=False), f"USER:\n{CLASSIFICATION_BLOCK}"),
+        (question("cloze", "In __?", answer="Lima"), f"USER:<image>\n{CLOZE_BLOCK}"),
+        (question("cloze", "In __?", answer="Lima", shown=False), f"USER:\n{CLOZE_BLOCK}"),
+    ],
+)
+def test_answered_questions_stand_in_front_as_published(shot: Example, block: str) -> None:
+    assert shot_block(shot) == block

@@ -15,7 +15,7 @@ from viker.data.artefact import begin, finish, read_json, write_json
 from viker.data.sidecar import read_sidecar
 from viker.evaluate.answers import Answer, answer_line
 from viker.evaluate.matched import forgetting_threshold
-from viker.evaluate.report import MINI_NOTICE
+from viker.data.notices import NOTICES
 from viker.evaluate.report_likelihood import verdict_on
 from viker.evaluate.score import fact_recall_by_person, score_answers, scores_json
 
@@ -149,7 +149,7 @@ def page_of(run: Path) -> str:
 def test_the_first_lines_say_that_mini_is_mini(run: Path) -> None:
     report = report_of(run)
     title, first = [line for line in page_of(run).splitlines() if line][:2]
-    assert MINI_NOTICE in title
+    assert NOTICES["mini"] in title
     assert first == "*mini, not comparable with published MLLMU numbers; real run: `--preset mllmu-10`*"
     assert report["schema"] == "viker/report/1"
     assert "retain-only" not in title
@@ -157,7 +157,7 @@ def test_the_first_lines_say_that_mini_is_mini(run: Path) -> None:
 
 def test_real_data_is_not_called_mini(run: Path) -> None:
     write_json(run / "data" / "config.json", {"schema": "viker/data/1", "source": "MLLMMU/MLLMU-Bench"})
-    assert not report_of(run)["is_mini"]
+    assert not report_of(run)["embedded"]
     assert "mini" not in page_of(run)
 
 

@@ -21,13 +21,14 @@ from viker.data.example import DataError, EncodedImage, Message
 from viker.data.portraits import encode_png
 from viker.data.references import make_pool, read_pool
 from viker.models.interventions import Intervention, teacher_prompt
+from viker.models.vllm_start import read_options, share_image_processor, start_llm
+from viker.models.vllm_weights import lay_out
 from viker.precompute import run
 from viker.precompute.cache import TeacherCache
 from viker.precompute.engines.naive import naive_rows
 from viker.precompute.engines.vllm import ALL, Kept, Pair, VllmEngine, generate, lists_request, scores_request
 from viker.precompute.engines.vllm_lists import read_lists
-from viker.precompute.engines.vllm_start import read_options, share_image_processor, start_llm
-from viker.precompute.engines.vllm_weights import lay_out
+from viker.precompute.open_vllm import SETTINGS
 from viker.precompute.topk import rows_from_probabilities
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def llm(tiny: Loaded, tmp_path_factory) -> Any:
             patch.delenv(name)
         scratch = tmp_path_factory.mktemp("vllm")
         directory = lay_out(tiny.checkpoint, scratch, dtype="float32", trust_remote_code=False)
-        options = read_options(["max_num_seqs=8", "max_num_batched_tokens=256"])  # prompts are cut into chunks
+        # Prompts are cut into chunks.
+        options = read_options(["max_num_seqs=8", "max_num_batched_tokens=256"], SETTINGS)
         started = start_llm(directory, options, dtype="float32", trust_remote_code=False)
         share_image_processor(started, tiny.encoder)
         return started

@@ -18,11 +18,14 @@ import torch
 from command_line import call
 from safetensors.torch import load_file, save_file
 from viker.data.example import DataError
+from viker.models import vllm_start
 from viker.models.encode import Encoded
 from viker.models.load import Checkpoint, resolve
-from viker.precompute.engines import vllm_start
+from viker.models.vllm_prompt import require_same_ids
+from viker.models.vllm_start import read_options, require_vllm
+from viker.models.vllm_weights import lay_out, new_names
 from viker.precompute.engines.rows import Pending
-from viker.precompute.engines.vllm import ALL, Kept, Pair, VllmEngine, require_same_ids, scores_request
+from viker.precompute.engines.vllm import ALL, Kept, Pair, VllmEngine, can_score_rows, scores_request
 from viker.precompute.engines.vllm_bounds import (
     ENTROPY_WITHIN,
     LOGPROB_WITHIN,
@@ -32,8 +35,7 @@ from viker.precompute.engines.vllm_bounds import (
     is_certified,
 )
 from viker.precompute.engines.vllm_lists import read_lists, read_scores
-from viker.precompute.engines.vllm_start import can_score_rows, read_options, require_vllm
-from viker.precompute.engines.vllm_weights import lay_out, new_names
+from viker.precompute.open_vllm import SETTINGS
 from viker.precompute.topk import rows_from_probabilities
 
 if TYPE_CHECKING:
@@ -339,13 +341,13 @@ def test_lists_larger_than_allowed_are_refused_before_they_are_asked_for():
 
 
 def test_a_prompt_that_vllm_reads_otherwise_is_named():
-    pair = Pair(pending(), 0)
-    require_same_ids(pair, list(pair.shown.input_ids))
-    twice = (9, 9, *pair.shown.input_ids[1:])
+    name, ours = pending().name, pending().shown[0].input_ids
+    require_same_ids(name, ours, list(ours))
+    twice = (9, 9, *ours[1:])
     with pytest.raises(
         DataError, match=r"people/7: expected vLLM to read the 10 ids .* found 11, differing from token 1"
     ):
-        require_same_ids(pair, twice)
+        require_same_ids(name, ours, twice)
 
 
 def test_scores_are_asked_for_from_the_token_that_predicts_the_answer():
@@ -375,13 +377,14 @@ def test_scores_of_named_tokens_are_used_where_they_are_as_the_lists(llm, can, t
 
 
 def test_options_are_read_or_refused():
-    assert read_options(["max_num_seqs=4", "enforce_eager=false", "gpu_memory_utilization=0.5"]) == {
+    given = ["max_num_seqs=4", "enforce_eager=false", "gpu_memory_utilization=0.5"]
+    assert read_options(given, {"enforce_eager": True, "max_num_batched_tokens": 4096}) == {
         "max_num_batched_tokens": 4096, "max_num_seqs": 4, "enforce_eager": False, "gpu_memory_utilization": 0.5,
     }  # fmt: skip
     with pytest.raises(DataError, match=r"expected one of enforce_eager, .* found 'quantization'"):
-        read_options(["quantization=fp8"])
+        read_options(["quantization=fp8"], {})
     with pytest.raises(DataError, match="expected a number, or true or false, found 'many'"):
-        read_options(["max_num_seqs=many"])
+        read_options(["max_num_seqs=many"], {})
 
 
 def test_without_vllm_the_command_says_what_to_install(monkeypatch, mini_world, tiny_model_dir):
@@ -409,7 +412,8 @@ def test_the_environment_of_the_user_stays(monkeypatch, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_STREAM", *vllm_start._ON_A_CPU):
             patch.setenv(name, "kept")  # and put back
-        assert vllm_start.start_llm(tmp_path, read_options([]), dtype="float32", trust_remote_code=False) == "llm"
+        settings = read_options([], SETTINGS)
+        assert vllm_start.start_llm(tmp_path, settings, dtype="float32", trust_remote_code=False) == "llm"
         assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
         assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
         assert os.environ["HF_HUB_OFFLINE"] == "kept"
@@ -533,3 +537,10 @@ def test_an_adapter_is_merged_into_the_weights(tiny, tiny_model_dir, tmp_path):
     assert names
     assert all(not torch.equal(merged[name], base[name.replace("vision_model.", "")]) for name in names)
     assert (target / "tokenizer.json").is_file()
+
+    tiny.encoder.processor.save_pretrained(adapter)
+    checkpoint = resolve(str(adapter))
+    assert checkpoint.processor == adapter
+    beside = lay(dataclasses.replace(checkpoint, adapter=None), tmp_path / "beside")
+    assert not (beside / "adapter_config.json").exists(), "what is laid out is the base, or has the adapter in it"
+    assert set(load_file(beside / "model.safetensors")) == set(merged)

@@ -63,8 +63,9 @@ def finetune(
     total_steps = max(1, round(num_epochs * steps_per_epoch))
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
+    warms_up = warmup_ratio * (total_steps + 1) > 1  # less than a step of it divides by zero inside
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=total_steps + 1, pct_start=warmup_ratio
+        optimizer, max_lr=learning_rate, total_steps=total_steps + 1, pct_start=warmup_ratio if warms_up else 0.0
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()

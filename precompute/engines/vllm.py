@@ -5,12 +5,13 @@ and have to be ours. Where its runner scores named tokens at named rows, every t
 the answer's rows. Elsewhere lists are: of the whole vocabulary, which are lists of every *prompt* row too and cost
 about 100 bytes a number, or of the K' likeliest, certified by `vllm_bounds.py` example by example; what it does not
 certify is asked for whole. Nothing of a prompt is shared between requests (vLLM cannot read its prefix cache and list
-prompt rows), but each picture is looked at once while vLLM keeps it. Starting vLLM is `vllm_start.py`'s.
+prompt rows), but each picture is looked at once while vLLM keeps it. The scores of named tokens are a young interface,
+so the first example's are held against its lists before they are used. Starting vLLM is `models/vllm_start.py`'s.
 """
 
 # k images of an example, M answer tokens, V vocabulary
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import torch
 from ...data.example import DataError, EncodedImage
 from ...models.encode import Encoded
 from ...models.pictures import decode
+from ...models.vllm_prompt import require_same_ids, vllm_prompt
 from .rows import Pending, Probabilities
 from .vllm_bounds import Bounded, Listed, average_listed, is_certified
 from .vllm_lists import read_lists, read_scores
@@ -28,6 +30,7 @@ from .vllm_lists import read_lists, read_scores
 BYTES_A_NUMBER = 110  # of a list: a float, an id and a rank as Python objects, and their places in four lists
 BYTES_AT_ONCE = 4 * 1024**3
 ALL = -1
+SCORES_WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # nats, between two ways through one output layer
 
 
 class Pair(NamedTuple):
@@ -151,34 +154,38 @@ def generate(llm: Any, pairs: Sequence[Pair], requests: Sequence[dict[str, Any]]
     decoded = {digest: decode(image) for digest, image in pictures.items()}
     # Requests that show one picture follow each other, while vLLM still has what its tower made of it.
     order = sorted(range(len(pairs)), key=lambda index: pairs[index].item.image_digests[pairs[index].image])
-    found = llm.generate(
-        [_prompt(pairs[index], decoded) for index in order], [params[index] for index in order], use_tqdm=False
-    )
+    prompts = [
+        vllm_prompt((*pairs[index].shown.prompt_ids, *pairs[index].item.answer_ids), pairs[index].images, decoded)
+        for index in order
+    ]
+    found = llm.generate(prompts, [params[index] for index in order], use_tqdm=False)
     outputs = dict(zip(order, found, strict=True))
     for index, pair in enumerate(pairs):
-        require_same_ids(pair, outputs[index].prompt_token_ids)
+        require_same_ids(pair.item.name, pair.shown.input_ids, outputs[index].prompt_token_ids)
     return [outputs[index] for index in range(len(pairs))]
 
 
-def require_same_ids(pair: Pair, found: Sequence[int]) -> None:
-    """Raise `DataError` where vLLM read other ids than the ones our rows are about."""
-    ours = pair.shown.input_ids
-    if tuple(found) == ours:
-        return
-    place = next((i for i, (a, b) in enumerate(zip(ours, found, strict=False)) if a != b), min(len(ours), len(found)))
-    raise DataError(
-        f"{pair.item.name}: expected vLLM to read the {len(ours)} ids of this prompt, found {len(found)}, differing "
-        f"from token {place}. Its processor puts other image tokens in than this model's own: use --engine "
-        "shared-prefix or naive."
-    )
-
-
-def _prompt(pair: Pair, decoded: Mapping[str, Any]) -> dict[str, Any]:
-    prompt: dict[str, Any] = {"prompt_token_ids": [*pair.shown.prompt_ids, *pair.item.answer_ids]}
-    if pair.images:
-        prompt["multi_modal_data"] = {"image": [decoded[image.sha256] for image in pair.images]}
-        prompt["multi_modal_uuids"] = {"image": [image.sha256 for image in pair.images]}
-    return prompt
+def can_score_rows(llm: Any, first: Pending, vocab_size: int, dtype: str, announce: Callable[[str], None]) -> bool:
+    """Tell whether this vLLM scores named tokens at named rows, and as its lists do; where it does not, say so."""
+    if not getattr(llm.llm_engine.vllm_config, "use_v2_model_runner", False):
+        return False
+    pair, answer_ids = Pair(first, 0), first.answer_ids
+    try:
+        output = generate(llm, [pair], [scores_request(pair, vocab_size)])[0]
+        scores = read_scores(getattr(output, "prompt_token_id_logprobs", None), answer_ids, vocab_size)
+        lists = read_lists(generate(llm, [pair], [lists_request(1)])[0].prompt_logprobs, answer_ids, 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        announce(f"precompute: WARNING: this vLLM cannot score named tokens ({error}); using its lists, slower.")
+        return False
+    answer_M1 = torch.tensor(answer_ids)[:, None]
+    furthest = float((scores.logprobs_ML.gather(1, answer_M1)[:, 0] - lists.logprobs_ML[:, 0]).abs().max())
+    if furthest > SCORES_WITHIN[dtype]:
+        announce(
+            f"precompute: WARNING: vLLM's scores of named tokens are {furthest:.2g} nats off its lists; using its "
+            "lists, slower."
+        )
+        return False
+    return True
 
 
 def _too_large(pair: Pair, size: int, allowed: int) -> str:

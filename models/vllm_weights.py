@@ -15,12 +15,13 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...models.load import Checkpoint, load_model
+from .load import Checkpoint, load_model
 
 _NESTED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 _FLAT_TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 _INDEX = "model.safetensors.index.json"
 _OF_THE_WEIGHTS = ("config.json", "generation_config.json", _INDEX)
+_OF_AN_ADAPTER = "adapter_config.json"  # whose weights are merged, or asked for beside
 
 
 def lay_out(checkpoint: Checkpoint, scratch: Path, *, dtype: str, trust_remote_code: bool) -> Path:
@@ -41,7 +42,8 @@ def lay_out(checkpoint: Checkpoint, scratch: Path, *, dtype: str, trust_remote_c
         if path not in changed and (path.name in _OF_THE_WEIGHTS or path.suffix == ".safetensors"):
             _link(target, path)
     for path in checkpoint.processor.iterdir():
-        if path.is_file() and path.name not in _OF_THE_WEIGHTS and path.suffix != ".safetensors":
+        is_weights = path.suffix == ".safetensors" or path.name in (*_OF_THE_WEIGHTS, _OF_AN_ADAPTER)
+        if path.is_file() and not is_weights:
             _link(target, path)
     for shard, names in renamed.items():
         _write_renamed(shard, target / shard.name, names)

@@ -1,9 +1,9 @@
-"""Start vLLM for scoring: its environment, its options, and a check that it reads pictures and scores as we do.
+"""Start vLLM in this process: its environment, its options, and the image processor that the model was made with.
 
 Environment variables are defaults: what the user set stays. vLLM runs inside this process (lists of a whole vocabulary
 between processes cost more than they take to make). It is given the image processor that the fingerprint names: its
-own choice of backend moves log-probabilities by hundredths. The scores of named tokens are a young interface, so the
-first example's are held against its lists before they are used.
+own choice of backend moves log-probabilities by hundredths. What it is started for, rows of a teacher or replies, is
+its caller's: precompute/ and evaluate/ name the settings that differ.
 """
 
 import os
@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 
-from ...data.example import DataError
-from ...models.encode import Encoder
-from ...models.identity import processor_digest
-from .rows import Pending
-from .vllm import Pair, generate, lists_request, scores_request
-from .vllm_lists import read_lists, read_scores
+from ..data.example import DataError
+from .encode import Encoder
+from .identity import processor_digest
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # what it loads is on disk
@@ -30,7 +27,6 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 _ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
-_DEFAULTS = {"enforce_eager": True, "max_num_batched_tokens": 4096}  # prefill only; small, for logits of every token
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "enforce_eager": lambda text: {"true": True, "false": False}[text.lower()],
     "gpu_memory_utilization": float,
@@ -39,7 +35,6 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "max_num_seqs": int,
     "tensor_parallel_size": int,
 }
-SCORES_WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # nats, between two ways through one output layer
 
 
 def require_vllm() -> str:
@@ -59,13 +54,13 @@ def require_vllm() -> str:
     )
 
 
-def read_options(given: Sequence[str]) -> dict[str, Any]:
-    """Return vLLM's arguments from NAME=VALUE texts, over the defaults.
+def read_options(given: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return vLLM's arguments from NAME=VALUE texts, over defaults.
 
     Raises:
         DataError: a name is not one of those that may be set, or its value does not read as such.
     """
-    found: dict[str, Any] = dict(_DEFAULTS)
+    found: dict[str, Any] = dict(defaults)
     for text in given:
         name, _, value = text.partition("=")
         if name not in _OPTIONS:
@@ -77,8 +72,8 @@ def read_options(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def start_llm(directory: Path, options: Mapping[str, Any], *, dtype: str, trust_remote_code: bool) -> Any:
-    """Return a started `vllm.LLM` over a directory that it can read."""
+def start_llm(directory: Path, settings: Mapping[str, Any], *, dtype: str, trust_remote_code: bool) -> Any:
+    """Return a started `vllm.LLM` over a directory that it can read, with these of its arguments."""
     defaults = {**_ENVIRONMENT, **({} if torch.cuda.is_available() else _ON_A_CPU)}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -86,10 +81,10 @@ def start_llm(directory: Path, options: Mapping[str, Any], *, dtype: str, trust_
         warnings.simplefilter("ignore", FutureWarning)  # of names that vLLM reads of torch
         from vllm import LLM
 
-    return LLM(
-        model=str(directory), dtype=dtype, trust_remote_code=trust_remote_code, max_logprobs=-1,
-        enable_prefix_caching=False, disable_log_stats=True, use_tqdm_on_load=False, **options,
-    )  # fmt: skip
+        return LLM(
+            model=str(directory), dtype=dtype, trust_remote_code=trust_remote_code, disable_log_stats=True,
+            use_tqdm_on_load=False, **settings,
+        )  # fmt: skip
 
 
 def share_image_processor(llm: Any, encoder: Encoder) -> None:
@@ -106,34 +101,11 @@ def share_image_processor(llm: Any, encoder: Encoder) -> None:
     except AttributeError as error:
         raise DataError(
             f"vLLM: expected a version whose image processor can be set, found another ({error}). Install one that "
-            "constraints-vllm.txt names, or use --engine shared-prefix or naive."
+            "constraints-vllm.txt names, or use another --engine."
         ) from error
     if processor_digest(theirs) != processor_digest(ours):
         raise DataError(
             f"vLLM: expected pictures prepared by {type(ours.image_processor).__name__} with this model's settings, "
-            f"found {type(theirs.image_processor).__name__}, whose rows another fingerprint would name. Use --engine "
-            "shared-prefix or naive."
+            f"found {type(theirs.image_processor).__name__}, which makes other pixels or tokens of them. Use another "
+            "--engine."
         )
-
-
-def can_score_rows(llm: Any, first: Pending, vocab_size: int, dtype: str, announce: Callable[[str], None]) -> bool:
-    """Tell whether this vLLM scores named tokens at named rows, and as its lists do; where it does not, say so."""
-    if not getattr(llm.llm_engine.vllm_config, "use_v2_model_runner", False):
-        return False
-    pair, answer_ids = Pair(first, 0), first.answer_ids
-    try:
-        output = generate(llm, [pair], [scores_request(pair, vocab_size)])[0]
-        scores = read_scores(getattr(output, "prompt_token_id_logprobs", None), answer_ids, vocab_size)
-        lists = read_lists(generate(llm, [pair], [lists_request(1)])[0].prompt_logprobs, answer_ids, 1)
-    except (ValueError, TypeError, AttributeError) as error:
-        announce(f"precompute: WARNING: this vLLM cannot score named tokens ({error}); using its lists, slower.")
-        return False
-    answer_M1 = torch.tensor(answer_ids)[:, None]
-    furthest = float((scores.logprobs_ML.gather(1, answer_M1)[:, 0] - lists.logprobs_ML[:, 0]).abs().max())
-    if furthest > SCORES_WITHIN[dtype]:
-        announce(
-            f"precompute: WARNING: vLLM's scores of named tokens are {furthest:.2g} nats off its lists; using its "
-            "lists, slower."
-        )
-        return False
-    return True
