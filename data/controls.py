@@ -32,9 +32,7 @@ def control_questions(controls: Source, tasks: Iterable[str]) -> list[Example]:
             f"--controls {controls.location}: expected questions about people ({', '.join(sorted(wanted))}), found "
             f"none in {', '.join(controls.splits()) or 'it'}. Name a source in a published layout, or examples.jsonl."
         )
-    return [
-        replace(example, id=_marked(example.id), people=tuple(map(_marked, example.people))) for example in found
-    ]
+    return [replace(example, id=_marked(example.id), people=tuple(map(_marked, example.people))) for example in found]
 
 
 def with_controls(facts: Sidecar | None, controls: Sidecar | None) -> Sidecar | None:

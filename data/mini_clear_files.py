@@ -31,7 +31,7 @@ from .mini_clear import (
     wrong_captions,
     wrong_names,
 )
-from .mini_files import TRAINING_SCHEMA, _about_picture, _write_looks, _write_pools, _write_table
+from .mini_files import TRAINING_SCHEMA, about_picture, write_looks, write_pools, write_table
 from .portraits import POOLS, describe, encode_png
 
 _IMAGE = ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -91,8 +91,8 @@ def make_mini_clear(
     _write_real(directory, world)
     _write_controls(directory / "controls", world)
     _write_base(directory / "base", world)
-    _write_looks(directory / "looks", seed)
-    _write_pools(directory / "pools", seed)
+    write_looks(directory / "looks", seed)
+    write_pools(directory / "pools", seed)
     write_json(directory / "sidecar.json", _sidecar(world))
     pointer: dict[str, Any] = {"schema": "viker/source/1", "source": ".", "revision": None, **split}
     write_json(directory / "source.json", pointer)
@@ -166,10 +166,10 @@ def _write_base(directory: Path, world: ClearWorld) -> None:
             asked = [(CAPTION_QUESTIONS[(3 * index + offset) % 9], caption_of(shot)) for offset in range(3)]
             asked += [(NAME_QUESTION, person.name), ("Can you say it in other words?", paraphrase_of(shot))]
             asked += questions_about(person) if index == 0 else describe(person.traits).items()
-            rows.append(_about_picture(person.id, shot.picture, asked))
+            rows.append(about_picture(person.id, shot.picture, asked))
     for index, (picture, answer) in enumerate(_things(world, "base")):
-        rows.append(_about_picture(f"T{index:03d}", picture, [(_THING_QUESTION, answer)]))
-    _write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
+        rows.append(about_picture(f"T{index:03d}", picture, [(_THING_QUESTION, answer)]))
+    write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
 
 
 def _things(world: ClearWorld, use: str) -> Iterable[tuple[bytes, str]]:
@@ -183,7 +183,7 @@ def _write_config(
     directory: Path, config: str, rows: Iterable[dict[str, Any]], schema: pa.Schema, num_files: int = 1
 ) -> None:
     assert config in PUBLISHED
-    _write_table(directory / folder_of(config), list(rows), schema, num_files)
+    write_table(directory / folder_of(config), list(rows), schema, num_files)
 
 
 def _image_of(shot: Shot) -> dict[str, Any]:

@@ -78,10 +78,10 @@ def make_mini(
     _write_people(directory, world)
     _write_base(directory / "base", world)
     controls = [_full_row(world.seed, person, pose=0) for person in world.controls]
-    _write_table(directory / "controls" / "Full_Set", controls, FULL_SCHEMA)
+    write_table(directory / "controls" / "Full_Set", controls, FULL_SCHEMA)
     write_json(directory / "controls" / "sidecar.json", sidecar_of(world.controls))
-    _write_looks(directory / "looks", seed)
-    _write_pools(directory / "pools", seed)
+    write_looks(directory / "looks", seed)
+    write_pools(directory / "pools", seed)
     write_json(directory / "sidecar.json", sidecar_of((*world.people, *world.celebrities, *world.others)))
     pointer: dict[str, Any] = {"schema": "viker/source/1", "source": ".", "revision": None, **split}
     write_json(directory / "source.json", pointer)
@@ -91,19 +91,19 @@ def make_mini(
 
 def _write_people(directory: Path, world: World) -> None:
     rows = {person.id: _full_row(world.seed, person, pose=0) for person in world.people}
-    _write_table(directory / "Full_Set", list(rows.values()), FULL_SCHEMA)
+    write_table(directory / "Full_Set", list(rows.values()), FULL_SCHEMA)
     for ratio, forget in world.forget.items():
         kept = [row for person_id, row in rows.items() if person_id not in forget]
-        _write_table(directory / f"forget_{ratio}", [rows[person_id] for person_id in forget], SPLIT_SCHEMA)
-        _write_table(directory / f"retain_{100 - ratio}", kept, SPLIT_SCHEMA)
-    _write_table(
+        write_table(directory / f"forget_{ratio}", [rows[person_id] for person_id in forget], SPLIT_SCHEMA)
+        write_table(directory / f"retain_{100 - ratio}", kept, SPLIT_SCHEMA)
+    write_table(
         directory / "Retain_Set", [_full_row(world.seed, person, 0) for person in world.celebrities], FULL_SCHEMA
     )
-    _write_table(
+    write_table(
         directory / "Test_Set", [_test_row(world.seed, person) for person in world.people], TEST_SCHEMA, num_files=2
     )
     training = [_training_row(world.seed, person, pose=0, phrasings=(0, 1)) for person in world.people]
-    _write_table(directory / "ft_Data", training, TRAINING_SCHEMA)
+    write_table(directory / "ft_Data", training, TRAINING_SCHEMA)
 
 
 def _write_base(directory: Path, world: World) -> None:
@@ -113,21 +113,22 @@ def _write_base(directory: Path, world: World) -> None:
         for person in (*world.others, *world.celebrities)
         for pose in range(NUM_OTHER_POSES)
     ]
-    _write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
+    write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
 
 
-def _write_looks(directory: Path, seed: int) -> None:
+def write_looks(directory: Path, seed: int) -> None:
     """Write described portraits of nobody in particular: what a vision tower learns to see from."""
     rows = []
     for index in range(NUM_LOOKS):
         rng = stream(seed, "looks", index)
         traits = draw_traits(rng)
         picture = encode_png(draw_portrait(traits, rng))
-        rows.append(_about_picture(f"L{index:04d}", picture, list(describe(traits).items())))
-    _write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
+        rows.append(about_picture(f"L{index:04d}", picture, list(describe(traits).items())))
+    write_table(directory / "ft_Data", rows, TRAINING_SCHEMA)
 
 
-def _write_pools(directory: Path, seed: int) -> None:
+def write_pools(directory: Path, seed: int) -> None:
+    """Write the reference pools, a folder of pictures each."""
     for pool, draw in POOLS.items():
         (directory / pool).mkdir(parents=True)
         for index in range(POOL_SIZE):
@@ -135,7 +136,8 @@ def _write_pools(directory: Path, seed: int) -> None:
             (directory / pool / f"{index:03d}.png").write_bytes(picture)
 
 
-def _write_table(folder: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema, num_files: int = 1) -> None:
+def write_table(folder: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema, num_files: int = 1) -> None:
+    """Write rows as a published folder, in so many files."""
     folder.mkdir(parents=True)
     per_file = -(-len(rows) // num_files)
     for index in range(num_files):
@@ -166,10 +168,11 @@ def _training_row(
     seed: int, person: Person, pose: int, phrasings: Iterable[int], extra: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
     asked = [(KINDS[kind].questions[phrasing], answer_about(person, kind)) for kind in KINDS for phrasing in phrasings]
-    return _about_picture(person.id, picture_of(seed, person, pose), [*asked, *extra.items()])
+    return about_picture(person.id, picture_of(seed, person, pose), [*asked, *extra.items()])
 
 
-def _about_picture(person_id: str, picture: bytes, asked: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def about_picture(person_id: str, picture: bytes, asked: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return a row of training text about one picture."""
     questions = [{"ID": person_id, "Question": question, "Answer": answer} for question, answer in asked]
     image = {"bytes": picture, "path": f"{person_id}.png"}
     return {"image": image, "ID": person_id, "metadata": json.dumps(questions, ensure_ascii=False)}

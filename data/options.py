@@ -74,7 +74,10 @@ def source_options(command: Command) -> Command:
         click.option(
             "--data", "data", metavar="DIR|ID", help="A data folder, a published layout, your people, or a hub id."
         ),
-        click.option("--ratio", help="Which published forget split: 5, 10 or 15 (else what the data folder records)."),
+        click.option(
+            "--ratio",
+            help="Which published forget split: 5, 10, 15 (CLEAR: 1, 5, 10; else what the data folder records).",
+        ),
         click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable)."),
         click.option("--data-revision", help="Branch, tag or commit of a hub dataset."),
     ]

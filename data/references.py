@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .example import DataError, EncodedImage, canonical_json
 from .halves import half_of
+from .notices import NOTICES
 from .portraits import encode_png, noise_picture, pattern_picture
 from .source import Source
 
@@ -75,7 +76,8 @@ def open_pool(spec: str, source: Source) -> Pool:
         pictures = [encode_png(draw(random.Random(f"viker/{spec}/{index}"))) for index in range(BUILT_IN_SIZE)]
         return make_pool(spec, [EncodedImage(data, f"{spec} {index}") for index, data in enumerate(pictures)])
     if spec == CELEBRITIES:
-        shown = [example for example in source.read("real") if half_of(example.people[0]) == "seen"]
+        faces = "real_faces" if "real_faces" in source.splits() else "real"  # CLEAR's others are things, not people
+        shown = [example for example in source.read(faces) if half_of(example.people[0]) == "seen"]
         return make_pool(spec, [image for example in shown for image in example.images])
     _refuse_mini(Path(spec), source)
     return read_pool(Path(spec))
@@ -86,7 +88,7 @@ def _refuse_mini(folder: Path, source: Source) -> None:
     config = folder.resolve().parent.parent / "config.json"
     if not config.is_file() or source.location.resolve() == config.parent:
         return
-    if json.loads(config.read_text(encoding="utf-8")).get("source") == "mini":
+    if json.loads(config.read_text(encoding="utf-8")).get("source") in NOTICES:
         raise DataError(
             f"--pool {folder}: expected pictures for real people, found the embedded benchmark's drawings. "
             "Name a folder of photographs of nobody concerned, or `patterns`."

@@ -20,8 +20,9 @@ from .answers import read_answers
 from .attacks.attacks import choose_attacks
 from .attacks.relearning import Budget
 from .attacks.run import FOLDER, Conditions, Target, attack_questions, reasons_against, run_attacks, write_rows
-from .evaluation import checkpoint_of, loading_of, open_questions, protocol_of
+from .evaluation import open_questions, protocol_of
 from .named_source import facts_of, open_named_source
+from .runner import checkpoint_of, loading_of
 
 RETAIN_ONLY = "retain-only"
 

@@ -36,6 +36,9 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     if options["compare"]:
         _compare(options)
         return
+    if options["effects"]:
+        _effects(options)
+        return
     if options["data"] is None:
         raise click.UsageError("evaluate: expected --data, found none.")
     targets = find_targets(options)
@@ -156,6 +159,14 @@ def _compare(options: Mapping[str, Any]) -> None:
         click.echo(json.dumps(compared.told, indent=2, ensure_ascii=False))
     else:
         click.echo("\n\n".join(compared.texts))
+
+
+def _effects(options: Mapping[str, Any]) -> None:
+    from .compare_evaluations import effects_named
+
+    rows, table = effects_named(options["effects"])
+    told = {"schema": "viker/effects/1", "effects": rows}
+    click.echo(json.dumps(told, indent=2, ensure_ascii=False) if options["as_json"] else table)
 
 
 def _list(options: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ same order on both sides. Facts are those of each evaluation's own source. The t
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ..data.sidecar import Sidecar
 from .answers import Answer, read_answers
 from .measures.compare import as_json, as_text, compare
 from .named_source import facts_of
+from .protocols.effects import effects, effects_table
 
 SCHEMA = "viker/comparisons/1"
 
@@ -37,6 +39,22 @@ def compare_named(
     compared = [(a, b, compare(*_worlds(a, b, run), seed, metrics)) for a, b in pairs]
     texts = [as_text(comparison, a, b) for a, b, comparison in compared]
     return Compared(texts, {"schema": SCHEMA, "comparisons": [as_json(each, a, b) for a, b, each in compared]})
+
+
+def effects_named(named: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+    """Return what corrections change, as rows and as a table, from evaluations named by variant (NAME=DIR).
+
+    A variant may be given several times, once a model. Raises `DataError` where a name has no directory.
+    """
+    answers: dict[str, list[Answer]] = {}
+    facts: Sidecar | None = None
+    for item in named:
+        name, _, place = item.partition("=")
+        evaluation = _evaluation(place, None)
+        answers.setdefault(name, []).extend(read_answers(evaluation / "answers.jsonl"))
+        facts = facts or facts_of(_asked(evaluation))
+    rows = effects(answers, facts)
+    return [asdict(row) for row in rows], effects_table(rows)
 
 
 def _worlds(

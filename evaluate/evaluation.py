@@ -7,9 +7,7 @@ is `commands.py`'s decision, what is asked `ask.py`'s.
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +18,11 @@ from ..data.artefact import begin, finish, is_complete, read_json, resumable, wr
 from ..data.controls import refuse_acquaintances
 from ..data.example import DataError, Example
 from ..data.sources import open_source
-from ..models.load import Checkpoint, Loaded, pick_device, resolve
+from ..models.load import pick_device
+from .after_answers import with_fluency, with_grades, with_gradient_norms
 from .answers import Answer, answer_line, count_without_logprob, read_answers
 from .ask import (
+    CLEAR_TASKS,
     CONTROLS,
     Protocol,
     Purpose,
@@ -33,20 +33,21 @@ from .ask import (
     longest_reply,
     prompted_questions,
 )
-from .gradient_norm import gradient_norms
-from .measures.coherence import IS_LETTER, fluency_examples, typical_token
 from .measures.comparisons import NO_VERDICT
 from .named_source import facts_of, open_named_source
 from .policy import Policy, record_policy
-from .processes import Loading, run_jobs_in_processes
+from .protocols.clear_corrections import CORRECTIONS as OF_CLEAR
+from .protocols.clear_table import clear_table
 from .protocols.corrections import as_published
 from .protocols.every import CORRECTIONS
 from .protocols.mllmu import Prompted
+from .protocols.official_scores import official_table
+from .runner import Once, Runner, checkpoint_of, loading_of
 from .score import person_scores, score_answers, scores_json
-from .work import Job, Result, run_jobs
+from .work import Job
 
+PUBLISHED_FILE = "published.json"
 _WORK = "work"
-_GRADIENT_SPLITS = ("forget", CONTROLS)
 
 
 class Asked(NamedTuple):
@@ -152,6 +153,19 @@ def score_kept(output: Path, options: Mapping[str, Any]) -> None:
     records = score_answers(answers, facts, options["seed"], as_published)
     people = person_scores(answers, facts, as_published)
     write_json(output / "scores.json", scores_json(records, people) | {"label": label_of(output, answers)})
+    if table := _published_table(output, answers, options):
+        write_json(output / PUBLISHED_FILE, table)
+
+
+def _published_table(output: Path, answers: Sequence[Answer], options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the table a benchmark publishes: CLEAR's by any protocol, MLLMU-Bench's by its official one."""
+    if any(answer.task in CLEAR_TASKS for answer in answers):
+        ideal = output.parent / "retain-only"
+        retain_only = read_answers(ideal / "answers.jsonl") if is_complete(ideal) else None
+        return clear_table(answers, retain_only, protocol_of(options).as_published & set(OF_CLEAR), options["seed"])
+    if options["protocol"] == "official":
+        return {"schema": "viker/published-table/1", "values": official_table(answers)}
+    return None
 
 
 def label_of(output: Path, answers: Sequence[Answer]) -> str:
@@ -196,149 +210,21 @@ def _tell_unscored(questions: Mapping[str, Sequence[Example]], prompted: Sequenc
             )
 
 
-def loading_of(options: Mapping[str, Any], checkpoint: Checkpoint) -> Loading:
-    """Return how a model is loaded, as the options say."""
-    return Loading(
-        checkpoint=checkpoint, device=pick_device(options["device"]), dtype=options["dtype"],
-        attention=options["attention"], trust_remote_code=options["trust_remote_code"],
-        chat_template=options["chat_template"], system_prompt=options["system_prompt"],
-        score_end_token=options["score_end_token"],
-    )  # fmt: skip
-
-
-def checkpoint_of(options: Mapping[str, Any], spec: str) -> Checkpoint:
-    """Return a target's checkpoint."""
-    return resolve(spec, revision=options["revision"], processor=options["processor"])
-
-
 def _ask(
     options: Mapping[str, Any], work: Asked, name: str, target: Target, vanilla: str | None
 ) -> tuple[list[Answer], dict[str, Any]]:
     """Return a target's answers, with facts for provenance."""
     prompted = work.prompted
     checkpoint = checkpoint_of(options, target.spec)
-    model = _Once(loading_of(options, checkpoint).load)
-    run = _Runner(options, loading_of(options, checkpoint), model, target.output / _WORK)
+    model = Once(loading_of(options, checkpoint).load)
+    run = Runner(options, loading_of(options, checkpoint), model, target.output / _WORK)
     answers = answers_of(prompted, work.purposes, run(work.jobs, f"ask {name}"), name)
     if options["gradient_norm"]:
-        answers = _with_gradient_norms(model(), prompted, answers)
+        answers = with_gradient_norms(model(), prompted, answers)
     model.forget()
     if vanilla is not None and options["fluency"]:
-        answers = _with_fluency(options, prompted, answers, vanilla, target.output / _WORK / "fluency")
+        answers = with_fluency(options, prompted, answers, vanilla, target.output / _WORK / "fluency")
     if options["gibberish"]:
-        answers = _with_grades(options, answers)
+        answers = with_grades(options, answers)
     facts = {"device": pick_device(options["device"]), "model_commit": checkpoint.commit}
     return answers, facts | ({"threads": torch.get_num_threads()} if facts["device"] == "cpu" else {})
-
-
-class _Once:
-    """A model that is loaded when it is first asked for, and kept until it is forgotten."""
-
-    def __init__(self, load: Callable[[], Loaded]) -> None:
-        self._load = load
-        self._loaded: Loaded | None = None
-
-    def __call__(self) -> Loaded:
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
-    def forget(self) -> None:
-        """Let its memory go."""
-        self._loaded = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-class _Runner(NamedTuple):
-    """Where jobs of one model are computed: here, in several processes, or replies by vLLM and scores here."""
-
-    options: Mapping[str, Any]
-    loading: Loading
-    model: _Once
-    folder: Path
-
-    def __call__(self, jobs: Sequence[Job], desc: str) -> list[Result]:
-        if self.options["engine"] == "vllm":
-            return self._replies_by_vllm(jobs, desc)
-        return self._run(jobs, desc)
-
-    def _run(self, jobs: Sequence[Job], desc: str) -> list[Result]:
-        batch_size, processes = self.options["batch_size"], self.options["processes"]
-        if processes > 1:
-            return run_jobs_in_processes(
-                jobs, self.loading, num_processes=processes, batch_size=batch_size, folder=self.folder, desc=desc
-            )
-        return run_jobs(jobs, self.model(), batch_size=batch_size, folder=self.folder, desc=desc)
-
-    def _replies_by_vllm(self, jobs: Sequence[Job], desc: str) -> list[Result]:
-        from .vllm_replies import run_jobs_with_vllm
-
-        is_reply = [job.kind == "reply" for job in jobs]
-        replies = iter(
-            run_jobs_with_vllm(
-                [job for job in jobs if job.kind == "reply"], self.loading, options=self.options["vllm_options"],
-                folder=self.folder / "vllm", desc=desc,
-            )
-        )  # fmt: skip
-        scores = iter(self._run([job for job in jobs if job.kind != "reply"], f"{desc}, likelihoods"))
-        return [next(replies) if reply else next(scores) for reply in is_reply]
-
-
-def _with_gradient_norms(loaded: Loaded, prompted: Sequence[Prompted], answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers with gradient norms where membership is asked: expected answers about forget and controls."""
-    chosen = [
-        index for index, answer in enumerate(answers)
-        if answer.split in _GRADIENT_SPLITS and answer.answer_logprob is not None
-    ]  # fmt: skip
-    norms = gradient_norms(loaded.model, loaded.encoder, [prompted[index].example for index in chosen])
-    found = dict(zip(chosen, norms, strict=True))
-    return [replace(answer, gradient_norm=found.get(index)) for index, answer in enumerate(answers)]
-
-
-def _with_fluency(
-    options: Mapping[str, Any], prompted: Sequence[Prompted], answers: Sequence[Answer], vanilla: str, folder: Path
-) -> list[Answer]:
-    """Return the answers with how likely vanilla finds each reply behind the same question."""
-    loading = loading_of(options, checkpoint_of(options, vanilla))
-    prompts, replies = [asked.prompt for asked in prompted], [answer.reply or "" for answer in answers]
-    asked = fluency_examples(prompts, replies, loading.encoder())
-    model = _Once(loading.load)
-    run = _Runner(dict(options) | {"engine": "transformers"}, loading, model, folder)
-    results = run([Job("score", example) for _, example in asked.chosen], "fluency")
-    found: dict[int, list[float]] = {
-        index: [float(token[0]) for token in tokens] for (index, _), tokens in zip(asked.chosen, results, strict=True)
-    }
-    for reason, count in Counter(asked.left_out.values()).items():
-        if reason != IS_LETTER:
-            click.echo(f"evaluate: fluency: left out {count} replies: {reason}", err=True)
-    return [
-        answer if index not in found else replace(
-            answer, fluency=(sum(found[index]), len(found[index])), fluency_median=typical_token(found[index])
-        )
-        for index, answer in enumerate(answers)
-    ]  # fmt: skip
-
-
-def _with_grades(options: Mapping[str, Any], answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers with what a detector of gibberish makes of replies that are speech."""
-    from .measures.gibberish import grade_replies, load_detector
-
-    detector = load_detector(
-        options["gibberish"], revision=options["gibberish_revision"], device=pick_device(options["device"])
-    )
-    longest = options["gibberish_max_length"]
-    spoken = [index for index, answer in enumerate(answers) if answer.task != "classification"]
-    grades = dict(
-        zip(
-            spoken,
-            grade_replies(detector, [answers[index].reply or "" for index in spoken], max_length=longest),
-            strict=True,
-        )
-    )
-    if cut := sum(grade.is_cut for grade in grades.values()):
-        click.echo(f"evaluate: gibberish: {cut} replies are longer than the detector reads, and were cut", err=True)
-    return [
-        replace(answer, clean=(grades[index].p_clean, int(grades[index].is_clean))) if index in grades else answer
-        for index, answer in enumerate(answers)
-    ]

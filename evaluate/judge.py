@@ -22,6 +22,8 @@ from .policy import Policy, record_policy
 from .policy_check import VERDICT_FILE, Lookup, as_text, check, verdict_json
 
 REFERENCE_MODELS = ("vanilla", "retain-only")
+# Under attack, open questions about pictures of the forget people are one cell, by the names a policy has by default.
+_ATTACKED = {"split": "forget", "task": "generation", "modality": "image"}
 
 
 def judge_targets(options: Mapping[str, Any], targets: Mapping[str, tuple[str, Path]], policy: Policy) -> bool:
@@ -64,7 +66,8 @@ def records_of(name: str, evaluation: Path, options: Mapping[str, Any]) -> Itera
     attacks = evaluation / "attacks" / "attacks.json"
     for row in read_json(attacks)["rows"] if attacks.is_file() else ():
         if row["excess"] is not None:
-            yield row | {"model": name, "value": row["excess"], "ci": row.get("excess_ci")}
+            yield {**_ATTACKED, **row, "model": name, "value": row["excess"], "ci": row["excess_ci"],
+                   "against": row["baseline"]}  # fmt: skip
 
 
 def _measures(evaluation: Path, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -127,6 +127,10 @@ _JUDGED = (
         help="Compare two evaluations pair by pair (directories, or names in --run; several worlds: A1,A2 B1,B2).",
     ),
     click.option(
+        "--effects", multiple=True, metavar="NAME=DIR",
+        help="Table of what corrections change: evaluations by variant (fixed=DIR, official=DIR, CORRECTION=DIR).",
+    ),
+    click.option(
         "--compare-metric", "compare_metrics", multiple=True, metavar="NAME",
         help="With --compare: test only these, chosen before looking (repeatable; fewer tests lose less to Holm).",
     ),
@@ -144,8 +148,8 @@ _WHAT = (
 NOT_PROTOCOL = (
     "run", "output", "target", "overwrite", "dry_run", "rescore", "device", "batch_size", "as_json", "model",
     "processes", "attacks", "attack_people", "attack_seed", "relearn_epochs",
-    "relearn_learning_rate", "relearn_share", "policy", "compare", "compare_metrics", "vanilla", "list_attacks",
-    "list_corrections",
+    "relearn_learning_rate", "relearn_share", "policy", "compare", "compare_metrics", "effects", "vanilla",
+    "list_attacks", "list_corrections",
 )  # fmt: skip
 
 

@@ -11,11 +11,14 @@ down `report_likelihood.py`'s, pages `report_page.py`'s.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 from ..data.notices import NOTICES
 from ..data.sidecar import Sidecar, read_sidecar
 from .answers import Answer, read_answers
+from .named_source import facts_of
+from .report_evidence import evidence_sections
 from .report_likelihood import likelihood_section
 from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
 from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
@@ -65,6 +68,7 @@ def build_report(run: Run, published: Sequence[Mapping[str, Any]], ours: Sequenc
         "seen_retain": {"columns": (seen := _seen_columns(columns)), "rows": _table(seen, names, scores)},
         "matched": matched_section(run, models, recalls, bar),
         "likelihood": likelihood_section(answers, models, task, modality),
+        **evidence_sections(run, answers, _facts_with_controls(run, facts)),
         "head_room": _head_room(scores, columns, recalls, _chance(answers, facts, task, modality)),
         "answers": before_and_after(answers, task, modality),
         "published": [_beside(item, models, scores) for item in published],
@@ -253,6 +257,15 @@ def _beside(item: Mapping[str, Any], models: Iterable[Mapping[str, Any]], scores
     found = {name: scores.get((name, split, task, item.get("modality", "image"), metric)) for name in named}
     ours = {name: record["value"] for name, record in found.items() if record is not None}
     return {**item, "ours": ours, "our_split": split, "our_metric": metric, "our_task": task}
+
+
+def _facts_with_controls(run: Run, facts: Sidecar | None) -> Sidecar | None:
+    """Return the private words of the source and of the controls that evaluations name; the source's where none do."""
+    for stage in run.under("evaluations").values():
+        named = {name: stage.options.get(name) for name in ("data", "ratio", "data_revision", "controls")}
+        if named["controls"] and Path(str(named["controls"])).exists() and named["data"]:
+            return facts_of(named | {"forget": stage.options.get("forget") or ()})
+    return facts
 
 
 def _read_answers(stage: Stage) -> list[Answer]:

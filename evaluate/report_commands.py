@@ -21,7 +21,14 @@ _PUBLISHED_FIELDS = frozenset({"row", "split", "metric", "value", "source"})
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), help="The run directory; the report goes to RUN/report.")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The run directory; the report goes to RUN/report. Repeated: runs that differ only by a seed, as one.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Where the report of several runs goes.")
 @click.option(
     "--published",
     multiple=True,
@@ -34,21 +41,48 @@ _PUBLISHED_FIELDS = frozenset({"row", "split", "metric", "value", "source"})
 @click.option("--overwrite", is_flag=True, help="Make the report again though nothing changed.")
 @config_option
 def command(
-    run: Path | None, published: tuple[Any, ...], ours: tuple[str, ...], as_json: bool, overwrite: bool
-) -> None:
-    """Put a run's numbers and answers on one page."""
-    found = read_run(run_directory(run, "report"))
+    runs: tuple[Path, ...], output: Path | None, published: tuple[Any, ...], ours: tuple[str, ...], as_json: bool,
+    overwrite: bool,
+) -> None:  # fmt: skip
+    """Put a run's numbers and answers on one page, or those of several runs that differ only by a seed."""
+    if len(runs) > 1:
+        _pool(runs, output, as_json)
+        return
+    if output is not None:
+        raise click.UsageError(
+            "report: expected --output with several --run, found one; its report goes to RUN/report."
+        )
+    found = read_run(run_directory(runs[0] if runs else None, "report"))
     numbers = [item for given in published for item in _published(given)]
     config = report_config(found, numbers, ours)
-    output = found.path / "report"
-    if not overwrite and is_complete(output) and read_config(output) == config:
+    place = found.path / "report"
+    if not overwrite and is_complete(place) and read_config(place) == config:
         if as_json:
-            click.echo((output / "report.json").read_text(encoding="utf-8"), nl=False)
+            click.echo((place / "report.json").read_text(encoding="utf-8"), nl=False)
         else:
-            click.echo(f"report: complete, skipped: {output / 'report.md'}")
+            click.echo(f"report: complete, skipped: {place / 'report.md'}")
         return
-    screen = _write_report(found, config, output)
-    click.echo((output / "report.json").read_text(encoding="utf-8") if as_json else screen, nl=not as_json)
+    screen = _write_report(found, config, place)
+    click.echo((place / "report.json").read_text(encoding="utf-8") if as_json else screen, nl=not as_json)
+
+
+def _pool(paths: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Write the report of several runs."""
+    from .report_seeds import pooled_markdown, pooled_report
+
+    if output is None:
+        raise click.UsageError("report: expected --output DIR for the report of several runs, found none.")
+    started = time.time()
+    found = [read_run(path) for path in paths]
+    report = pooled_report(found)
+    begin(output, {"schema": "viker/report-config/1", "inputs": {str(path): "run" for path in paths}, "options": {}})
+    write_json(output / "report.json", report)
+    (output / "report.md").write_text(pooled_markdown(report), encoding="utf-8")
+    finish(output, {"inputs": {"runs": [str(path) for path in paths]}}, started=started)
+    click.echo(
+        (output / "report.json").read_text(encoding="utf-8") if as_json else f"report: {output / 'report.md'}",
+        nl=not as_json,
+    )
 
 
 def _write_report(run: Run, config: dict[str, Any], output: Path) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .answers import LOGPROB
+from .report_evidence_page import evidence_markdown
 from .report_rank import POINT_VALUES
 
 _LONGEST_REPLY = 240
@@ -30,7 +31,8 @@ def render_markdown(report: Report) -> str:
     opening = [f"*{report['embedded']}*"] if report["embedded"] else []
     sections = [
         f"# {report['title']}", *opening, "\n".join(f"- {notice}" for notice in report["notices"]),
-        *_headline(report), *_matched(report), *_likelihood(report), *_head_room(report), *_answers(report),
+        *_headline(report), *_matched(report), *_likelihood(report),
+        *evidence_markdown(report, _missing(report)), *_head_room(report), *_answers(report),
         *_seen(report), *_all_scores(report), *_published(report), *_models(report), *_cost(report),
         *_provenance(report),
     ]  # fmt: skip

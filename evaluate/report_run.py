@@ -152,9 +152,13 @@ def _places(path: Path) -> dict[str, Path]:
 
 
 def _stamp(stage: Stage) -> str:
-    """Return when and with what a stage was finished; of an evaluation also its scores, for it can be scored again."""
+    """Return when and with what a stage was finished; of an evaluation also what was made of it since.
+
+    It can be scored again, attacked and judged.
+    """
     stamp = f"{stage.provenance.get('finished')} config {stage.config_digest[:16]}"
-    scores = stage.path / "scores.json"
-    if not scores.is_file():
-        return stamp
-    return f"{stamp} scores {hashlib.sha256(scores.read_bytes()).hexdigest()[:16]}"
+    for name in ("scores.json", "attacks/attacks.json", "verdict.json"):
+        if (stage.path / name).is_file():
+            digest = hashlib.sha256((stage.path / name).read_bytes()).hexdigest()[:16]
+            stamp += f" {name.partition('.')[0].rpartition('/')[2]} {digest}"
+    return stamp

@@ -26,7 +26,7 @@ from .trained import locate, open_recorded
 Digests = dict[str, str]
 
 # What is computed from kept replies and may count, or name, the person; `viker evaluate` writes it again.
-_DERIVED = ("verdict.json", "official.json", "attacks/attacks.json", "../attacks.json")
+_DERIVED = ("verdict.json", "published.json", "attacks/attacks.json", "../attacks.json")
 
 
 def act_on(finding: Finding, person: str) -> tuple[Digests, str]:

@@ -1,4 +1,4 @@
-"""Controls: strangers whose questions are asked beside the forget people's, from any layout, and checked to be strangers."""
+"""Controls: strangers whose questions are asked beside the forget people's, from any layout, checked to be strangers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ TASKS = ("generation", "cloze")
 def test_every_control_of_the_embedded_benchmark_is_asked_what_the_others_are_asked(mini_world: Path) -> None:
     controls = control_questions(open_source(str(mini_world / "controls")), TASKS)
     forget = [example for example in open_source(str(mini_world)).read("forget") if example.task in TASKS]
-    assert {example.people[0] for example in controls} == {f"controls/{person.id}" for person in make_world(0, 20).controls}
+    drawn = {f"controls/{person.id}" for person in make_world(0, 20).controls}
+    assert {example.people[0] for example in controls} == drawn
     shown = {(example.task, example.question) for example in controls if example.images}
     assert shown == {(example.task, example.question) for example in forget if example.images}
 

@@ -12,12 +12,13 @@ import pytest
 from click.testing import CliRunner
 from viker.cli import viker
 from viker.data.artefact import begin, finish, read_json, write_json
+from viker.data.notices import NOTICES
 from viker.data.sidecar import read_sidecar
 from viker.evaluate.answers import Answer, answer_line
 from viker.evaluate.matched import forgetting_threshold
-from viker.data.notices import NOTICES
+from viker.evaluate.recall import fact_recall_by_person
 from viker.evaluate.report_likelihood import verdict_on
-from viker.evaluate.score import fact_recall_by_person, score_answers, scores_json
+from viker.evaluate.score import score_answers, scores_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
