@@ -1,8 +1,8 @@
 """The two sides of `viker bench evaluate`: the published loop and the product's own way, asked the same questions.
 
 `official` is MLLMU-Bench's loop (`eval.py`, commit 0e3098e; reference/benchmarks.md, section 1.5): a question at a time,
-its picture decoded and processed anew, one `model.generate` of at most 50 tokens each, letters of classification
-questions too. `viker` is what `viker evaluate` does for these replies: jobs cut into batches, letters cut short. Answers
+its picture through the processor anew (decoded once for neighbors that share it), one `model.generate` of at most 50
+tokens each, letters of classification questions too. `viker` is what `viker evaluate` does for these replies: jobs cut into batches, letters cut short. Answers
 are worth comparing only where they are the same: letters as they are parsed, replies as they are written. The model is
 a run's vanilla, or one taught in half a minute: an untrained one never ends a reply, which would flatter whoever
 decodes many at once.
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
-from ..data.example import DataError, Example, Message
+from ..data.example import DataError, EncodedImage, Example, Message
 from ..data.source import Source
 from ..data.sources import open_source
 from ..evaluate.ask import LETTER_TOKENS
@@ -91,17 +92,23 @@ def _of_first_people(examples: Iterator[Example], count: int) -> list[Example]:
 
 def official(asked: Asked, prompts: Sequence[Example]) -> list[str]:
     """Return replies to some prompts by the published loop."""
-    return [_official_reply(asked.model, asked.encoder, prompt) for prompt in prompts]
+    replies: list[str] = []
+    shown: tuple[EncodedImage, ...] = ()
+    for prompt in prompts:
+        if prompt.images and prompt.images != shown:
+            shown, pictures = prompt.images, [decode(image) for image in prompt.images]
+        replies.append(_official_reply(asked.model, asked.encoder, prompt, pictures if prompt.images else []))
+    return replies
 
 
-@torch.inference_mode()
-def _official_reply(model: Any, encoder: Encoder, prompt: Example) -> str:
+@torch.no_grad()
+def _official_reply(model: Any, encoder: Encoder, prompt: Example, pictures: list[Image.Image]) -> str:
     text = _text_of(prompt.messages, encoder)
     begin = encoder.tokenizer.bos_token
-    pictures = {"images": [decode(image) for image in prompt.images]} if prompt.images else {}
     inputs = encoder.processor(
-        text=text, **pictures, return_tensors="pt", add_special_tokens=not (begin and text.startswith(begin))
-    ).to(model.device, model.dtype)
+        text=text, **({"images": pictures} if pictures else {}), return_tensors="pt",
+        add_special_tokens=not (begin and text.startswith(begin)),
+    ).to(model.device, model.dtype)  # fmt: skip
     ids = model.generate(**inputs, max_new_tokens=OFFICIAL_TOKENS, do_sample=False)
     new_ids = ids[0, inputs["input_ids"].shape[1] :]
     return str(encoder.tokenizer.decode(new_ids, skip_special_tokens=True)).strip()

@@ -19,6 +19,7 @@ from ..data.inputs import input_stamps
 from ..data.options import chosen_options
 from .attacks.attacks import ATTACKS
 from .options import NOT_PROTOCOL, evaluate_options
+from .protocols.corrections import as_published
 from .protocols.every import CORRECTIONS
 
 SCHEMA = "viker/evaluation/2"
@@ -41,6 +42,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
         return
     if options["data"] is None:
         raise click.UsageError("evaluate: expected --data, found none.")
+    as_published(options["protocol"], options["as_published"], CORRECTIONS)  # a contradiction is said before anything
     targets = find_targets(options)
     policy = _policy(options)
     _evaluate(ctx, options, targets, policy)
@@ -70,24 +72,27 @@ def _evaluate(
     ctx: click.Context, options: dict[str, Any], targets: Mapping[str, tuple[str, Path]], policy: Any
 ) -> None:
     """Ask every target that is not complete, or score again."""
-    from .evaluation import Target, evaluate_targets, rescore
-
-    waiting: dict[str, Target] = {}
+    waiting: dict[str, tuple[str, Path, dict[str, Any]]] = {}
     for name, (spec, output) in targets.items():
         config = {
             "schema": SCHEMA, "inputs": _inputs(options, spec),
             "options": {**chosen_options(ctx, without=NOT_PROTOCOL), "model": spec},
         }  # fmt: skip
         if options["rescore"]:
+            from .evaluation import rescore
+
             rescore(output, options)
         elif decide(output, config, overwrite=options["overwrite"], what="evaluation") == "skip":
             click.echo(f"evaluate: {name}: complete, skipped: {output}")
         elif options["dry_run"]:
             click.echo(f"evaluate: would ask {name} ({spec}) into {output}")
         else:
-            waiting[name] = Target(spec, output, config)
+            waiting[name] = (spec, output, config)
     if waiting:
-        evaluate_targets(options, waiting, _vanilla(options), policy)
+        from .evaluation import Target, evaluate_targets
+
+        asked = {name: Target(*target) for name, target in waiting.items()}
+        evaluate_targets(options, asked, _vanilla(options), policy)
 
 
 def _inputs(options: Mapping[str, Any], spec: str) -> dict[str, str]:

@@ -86,7 +86,8 @@ def evaluate_targets(
     _tell_unscored(questions, prompted)
     longest, letters = longest_reply(questions, protocol), letter_tokens(questions, protocol)
     work = Asked(prompted, *jobs_of(prompted, longest, letters))
-    for name, target in targets.items():
+    # What the others are held against comes first, so that their label says so.
+    for name, target in sorted(targets.items(), key=lambda item: item[0] != "retain-only"):
         started = time.time()
         if not resumable(target.output, target.config):
             begin(target.output, target.config)

@@ -37,8 +37,8 @@ def judge_targets(options: Mapping[str, Any], targets: Mapping[str, tuple[str, P
         raise DataError(
             f"--policy: expected an adapter to judge, found only {', '.join(targets)}. Train one, or name it."
         )
-    beside = {output.parent / name for output in judged.values() for name in REFERENCE_MODELS}
-    evaluations = {path.name: path for path in (*sorted(beside), *judged.values()) if is_complete(path)}
+    beside = {name: output.parent / name for output in judged.values() for name in REFERENCE_MODELS}
+    evaluations = {name: path for name, path in {**beside, **judged}.items() if is_complete(path)}
     found = Lookup([record for name, path in evaluations.items() for record in records_of(name, path, options)])
     passed = True
     for name, output in judged.items():

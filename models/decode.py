@@ -28,8 +28,7 @@ from .prefix import split_at_image
 from .two_part import Part, attending, lay_out
 
 _COLUMNS = 8  # rows of a mask begin at multiples of so many numbers, which fused kernels ask for
-_TOKENS_ON_CPU = 2048  # of suffixes at once: what passes between layers stays in the processor's own memory
-_TOKENS_AT_ONCE = 4096  # elsewhere: enough to keep a GPU busy
+_TOKENS_AT_ONCE = 4096  # of suffixes: enough to keep a GPU busy
 
 
 @torch.inference_mode()
@@ -84,8 +83,7 @@ class Sequences:
         self._hidden_N11R = torch.zeros(seen_NR.shape, dtype=model.dtype, device=device)[:, None, None]
         self._hidden_N11R.masked_fill_(~seen_NR[:, None, None].to(device), float("-inf"))
         self._position_N = (ran.behind_U[which_N] + length_N - 1).to(device)
-        at_once = _TOKENS_ON_CPU if device.type == "cpu" else _TOKENS_AT_ONCE
-        parts = _parts(length_N.tolist(), at_once)
+        parts = _parts(length_N.tolist(), _TOKENS_AT_ONCE)
         self.logits_NV = torch.cat([self._run_suffixes(ran, placed, part, int(length_N.max())) for part in parts])
         for layer in self._cache.layers:
             layer.filled += int(length_N.max())
@@ -186,8 +184,9 @@ class _Room(DynamicLayer):  # type: ignore[misc]
     def fill(self, part: slice, new: Any, paths_nS: Tensor) -> None:
         """Write keys and values of tokens end to end, [1, h, T, D], behind what is filled at some places."""
         columns = slice(self.filled, self.filled + paths_nS.shape[1])
-        self.keys[part, :, columns] = new.keys[0][:, paths_nS].transpose(0, 1)
-        self.values[part, :, columns] = new.values[0][:, paths_nS].transpose(0, 1)
+        for room, new_1hTD in ((self.keys, new.keys), (self.values, new.values)):
+            taken_hnSD = new_1hTD[0].index_select(1, paths_nS.flatten()).unflatten(1, paths_nS.shape)
+            room[part, :, columns] = taken_hnSD.transpose(0, 1)
 
 
 def _cut(rows: Sequence[Encoded]) -> tuple[list[Encoded], list[_Placed]]:
@@ -247,7 +246,7 @@ def _with_room(cache: DynamicCache, which_N: Tensor, room: int) -> Cache:
         U, h, P, D = layer.keys.shape
         roomy = [part_UhPD.new_empty(len(which_N), h, room, D) for part_UhPD in (layer.keys, layer.values)]
         for part_NhRD, part_UhPD in zip(roomy, (layer.keys, layer.values), strict=True):
-            part_NhRD[:, :, :P] = part_UhPD[which_N]
+            part_NhRD[:, :, :P] = part_UhPD.index_select(0, which_N)
         layers.append(_Room(*roomy, P))
     return Cache(layers=layers)
 

@@ -18,7 +18,8 @@ from viker.data.example import DataError, Message
 from viker.data.sources import open_source
 from viker.evaluate import generate
 from viker.evaluate.ask import Protocol, ask_everything, collect_questions
-from viker.evaluate.generate import GROUP_SIZE, answer_likelihoods
+from viker.evaluate.generate import GROUP_SIZE, answer_likelihoods, answer_token_scores
+from viker.models.encode import collate
 from viker.models.load import load, resolve
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ def test_neighbors_of_one_picture_run_it_once(
     tiny: Loaded, people: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = []
-    real = generate.answer_logits
+    real = generate.answer_states
 
     def counting(model: Any, inputs: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
         pictures.append(len(inputs["pixel_values"]))
         return real(model, inputs, *rest)
 
-    monkeypatch.setattr(generate, "answer_logits", counting)
+    monkeypatch.setattr(generate, "answer_states", counting)
     together = values(tiny, people)
     assert len(people) > 2 * 4
     assert sum(pictures) == 2 * math.ceil(len(people) / 2 / GROUP_SIZE)
@@ -92,6 +93,98 @@ def test_every_family_says_what_its_own_processor_and_one_plain_pass_say(family:
         rows_MV = own_rows(family, example)
         ids_M = torch.tensor(family.encoder.encode(example).answer_ids)
         assert value == pytest.approx(float(rows_MV.gather(1, ids_M[:, None]).log().sum()), abs=1e-4)
+
+
+def plain_scores(logits_MV: torch.Tensor, ids: Sequence[int]) -> list[tuple[float, float, float, int]]:
+    """Token scores of float64 distributions, written out: what Min-K%++ standardizes, and what is likeliest."""
+    scores = []
+    for logits_V, token in zip(logits_MV.double(), ids, strict=True):
+        logprob_V = logits_V - logits_V.logsumexp(0)
+        seen_V = logprob_V[logprob_V.isfinite()]
+        mean = float((seen_V.exp() * seen_V).sum())
+        variance = float((seen_V.exp() * (seen_V - mean) ** 2).sum())
+        scores.append((float(logprob_V[token]), mean, math.sqrt(variance), int(int(logits_V.argmax()) == token)))
+    return scores
+
+
+def assert_scores(found: Sequence[Any], expected: Sequence[Any], tolerance: float = 1e-3) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one[:3] == pytest.approx(other[:3], abs=tolerance)
+        assert one[3] == other[3]
+
+
+@each
+def test_every_token_is_scored_under_the_distribution_of_one_plain_pass(family: Loaded) -> None:
+    examples = [example for example in QUESTIONS if len(example.images) == 1]
+    found = answer_token_scores(family.model, family.encoder, examples, batch_size=64)
+    for example, tokens in zip(examples, found, strict=True):
+        ids = family.encoder.encode(example).answer_ids
+        assert_scores(tokens, plain_scores(own_rows(family, example).log(), ids))
+    assert {token[3] for tokens in found for token in tokens} == {0, 1}
+
+
+@pytest.mark.parametrize("at_once", [1, 3000, 2**25])
+def test_however_few_logits_are_held_at_once_the_scores_are_the_same(
+    tiny: Loaded, people: list[Example], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(generate, "LOGITS_AT_ONCE", at_once)
+    held: list[int] = []
+    real = generate._statistics
+
+    def holding(logits_mV: torch.Tensor, ids_m: torch.Tensor) -> Any:
+        held.append(logits_mV.numel())
+        return real(logits_mV, ids_m)
+
+    monkeypatch.setattr(generate, "_statistics", holding)
+    found = answer_token_scores(tiny.model, tiny.encoder, people, batch_size=64)
+    assert max(held) <= max(at_once, tiny.encoder.vocab_size)
+    with torch.no_grad():
+        for example, tokens in zip(people[:3], found, strict=False):
+            row = tiny.encoder.encode(example)
+            logits_TV = tiny.model(**collate([row], pad_id=0, side="right")).logits[0]
+            assert_scores(tokens, plain_scores(logits_TV[row.num_prompt - 1 : -1], row.answer_ids), 5e-3)
+
+
+def test_logits_that_are_changed_behind_the_head_are_the_models_own(
+    tiny: Loaded, trainable: Any, people: list[Example]
+) -> None:
+    """A model that scales what its head gives is asked whole: its head alone would say something else."""
+    forward = trainable.lm_head.forward
+    expected = answer_token_scores(tiny.model, tiny.encoder, people[:3], batch_size=4)
+    trainable.config.get_text_config().logit_scale = 0.5
+    calls = []
+
+    def counting(states: torch.Tensor) -> torch.Tensor:
+        calls.append(states.dim())
+        return forward(states)
+
+    trainable.lm_head.forward = counting
+    found = answer_token_scores(trainable, tiny.encoder, people[:3], batch_size=4)
+    assert calls == [3], "one call, of the model itself"
+    for one, other in zip(found, expected, strict=True):
+        assert_scores(one, other)
+
+
+def test_statistics_of_distributions_that_are_known() -> None:
+    uniform_V, sure_V = torch.zeros(8), torch.tensor([0.0, *[-1e4] * 7])
+    half_V = torch.tensor([0.0, 0.0, *[-math.inf] * 6])
+    skewed_V = torch.tensor([0.75, 0.25, *[0.0] * 6]).log()
+    logits_mV = torch.stack([uniform_V, sure_V, half_V, skewed_V])
+    found = generate._statistics(logits_mV, torch.tensor([3, 0, 1, 1]))
+    mean = 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    spread = math.sqrt(0.75 * (math.log(0.75) - mean) ** 2 + 0.25 * (math.log(0.25) - mean) ** 2)
+    expected = [
+        (-math.log(8), -math.log(8), 0.0, 0), (0.0, 0.0, 0.0, 1), (-math.log(2), -math.log(2), 0.0, 0),
+        (math.log(0.25), mean, spread, 0),
+    ]  # fmt: skip
+    assert_scores(found, expected, 1e-6)
+
+
+def test_a_likelihood_is_the_sum_of_its_tokens(tiny: Loaded, people: list[Example]) -> None:
+    tokens = answer_token_scores(tiny.model, tiny.encoder, people, batch_size=8)
+    sums = answer_likelihoods(tiny.model, tiny.encoder, people, batch_size=8)
+    assert sums == [(pytest.approx(sum(token[0] for token in one)), len(one)) for one in tokens]
 
 
 def test_a_diverged_model_is_an_error_that_names_the_question(

@@ -116,7 +116,7 @@ def test_overwrite_reaches_every_stage() -> None:
             ],
         ),
         ("--people", ["unknown option --people", "Did you mean --data.people?", "--lambda", "--only"]),
-        ("--engine", ["Did you mean --precompute.engine?"]),
+        ("--engine", ["Did you mean --precompute.engine or --evaluate.engine?"]),
         ("--num-references", ["Did you mean --precompute.num-references or --train.num-references?"]),
         ("--source", ["Did you mean --data.source?"]),
         ("--batch-size", ["Did you mean --evaluate.batch-size?"]),
@@ -261,9 +261,23 @@ def test_the_pool_lies_in_the_runs_data() -> None:
     assert resolved("--run", "/disk/x")["POOL"] == "/disk/x/data/pools/people"
 
 
+def test_controls_of_a_preset_are_asked_unless_others_are_named() -> None:
+    assert resolved("--run", "/disk/x")["CONTROLS"] == "/disk/x/data/controls"
+    assert resolved("--run", "/disk/x", "--evaluate.controls", "others")["CONTROLS"] == ""
+    assert resolved("--preset", "mllmu-10")["CONTROLS"] == ""
+
+
+def test_clear_walks_the_same_stages_on_its_own_preset() -> None:
+    found = resolved(scenario="clear")
+    assert (found["PRESET"], found["SOURCE"], found["RUN"]) == ("mini-clear", "mini-clear", "runs/clear-mini-clear")
+    assert str(found["NOTICE"]).startswith("mini-clear, not comparable")
+    real = resolved("--preset", "clear-10", scenario="clear")
+    assert (real["SOURCE"], real["MODEL"]) == ("therem/CLEAR", "therem/llava-1.5-7b-CLEAR-finetune")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [((), "expected mllmu or own, found nothing"), (("clearr",), "found clearr"), (("mllmu", "x"), "found 'x'")],
+    [((), "expected mllmu, clear, own, found nothing"), (("clearr",), "found clearr"), (("mllmu", "x"), "found 'x'")],
 )
 def test_a_scenario_that_does_not_exist_is_refused(arguments: tuple[str, ...], says: str) -> None:
     result = CliRunner().invoke(viker, ["pipeline", *arguments])
@@ -299,7 +313,7 @@ def test_every_setting_of_a_preset_is_an_option_with_a_value_it_takes(name: str)
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_tells_the_pipeline_only_what_it_reads(name: str) -> None:
-    known = {"source", "model", "base", "pool", "trains_vanilla", "notice"}
+    known = {"source", "model", "base", "pool", "controls", "trains_vanilla", "notice"}
     assert read_preset(name).get("pipeline", {}).keys() <= known
 
 
@@ -409,8 +423,8 @@ def test_a_printed_command_can_be_pasted(spaced: Path) -> None:
     ("line", "code", "says"),
     [
         (["mllmu", "--lamda", "1"], 2, "unknown option --lamda"),
-        (["mllmu", "--preset", "nope"], 1, "expected one of mini, mllmu-10"),
-        ([], 2, "expected mllmu or own"),
+        (["mllmu", "--preset", "nope"], 1, "expected one of clear-10, mini, mini-clear, mllmu-10"),
+        ([], 2, "expected mllmu, clear, own"),
     ],
 )
 def test_the_script_ends_with_the_stages_exit_code_before_anything_runs(
