@@ -43,6 +43,13 @@ class Asked(NamedTuple):
     prompts: list[Example]
 
 
+class Said(NamedTuple):
+    """A reply and the tokens that were generated for it."""
+
+    reply: str
+    num_tokens: int
+
+
 class Identical(NamedTuple):
     """How many answers of each kind are the same, of how many, and the questions of those that are not."""
 
@@ -80,7 +87,9 @@ def teach_quickly(folder: Path, *, people: int, device: str, dtype: str) -> Aske
 def _asked(model: Any, encoder: Encoder, source: Source, people: int) -> Asked:
     questions = [example for split in ("forget", "retain") for example in _of_first_people(source.read(split), people)]
     if not questions:
-        raise DataError(f"bench evaluate: expected questions of the tasks {', '.join(TASKS)}, found none. Check --data.")
+        raise DataError(
+            f"bench evaluate: expected questions of the tasks {', '.join(TASKS)}, found none. Check --data."
+        )
     return Asked(model, encoder, questions, [official_prompt(example) for example in questions])
 
 
@@ -90,9 +99,9 @@ def _of_first_people(examples: Iterator[Example], count: int) -> list[Example]:
     return [example for example in chosen if example.people[0] in names]
 
 
-def official(asked: Asked, prompts: Sequence[Example]) -> list[str]:
-    """Return replies to some prompts by the published loop."""
-    replies: list[str] = []
+def official(asked: Asked, prompts: Sequence[Example]) -> list[Said]:
+    """Return what is said to some prompts by the published loop."""
+    replies: list[Said] = []
     shown: tuple[EncodedImage, ...] = ()
     for prompt in prompts:
         if prompt.images and prompt.images != shown:
@@ -102,7 +111,7 @@ def official(asked: Asked, prompts: Sequence[Example]) -> list[str]:
 
 
 @torch.no_grad()
-def _official_reply(model: Any, encoder: Encoder, prompt: Example, pictures: list[Image.Image]) -> str:
+def _official_reply(model: Any, encoder: Encoder, prompt: Example, pictures: list[Image.Image]) -> Said:
     text = _text_of(prompt.messages, encoder)
     begin = encoder.tokenizer.bos_token
     inputs = encoder.processor(
@@ -111,7 +120,7 @@ def _official_reply(model: Any, encoder: Encoder, prompt: Example, pictures: lis
     ).to(model.device, model.dtype)  # fmt: skip
     ids = model.generate(**inputs, max_new_tokens=OFFICIAL_TOKENS, do_sample=False)
     new_ids = ids[0, inputs["input_ids"].shape[1] :]
-    return str(encoder.tokenizer.decode(new_ids, skip_special_tokens=True)).strip()
+    return Said(str(encoder.tokenizer.decode(new_ids, skip_special_tokens=True)).strip(), len(new_ids))
 
 
 def _text_of(messages: Sequence[Message], encoder: Encoder) -> str:

@@ -19,7 +19,7 @@ import click
 from .rounds import Measured, device_name, note, variant
 
 if TYPE_CHECKING:
-    from .evaluate import Asked, Identical
+    from .evaluate import Asked, Identical, Said
 
 PARTS = 4
 AT_LEAST_ONE = click.IntRange(min=1)
@@ -110,8 +110,8 @@ def _measure(asked: "Asked", batch_size: int, rounds: int, device: str) -> dict[
     alone = operations(products) / product_rate(products, device, asked.model.dtype)
     lines = [_line(name, clock, len(asked.questions)) for name in ("official", "viker")]
     return {
-        "reply_tokens": statistics.fmean(len(ids) for ids in asked.encoder.tokenizer(theirs)["input_ids"]),
-        "identical": _identical(sides.compare(asked, theirs, ours)),
+        "reply_tokens": statistics.fmean(said.num_tokens for said in theirs),
+        "identical": _identical(sides.compare(asked, [said.reply for said in theirs], ours)),
         "ceiling": {
             "name": "the matrix products of viker alone", "rate": len(asked.questions) / alone, "unit": "questions/s"
         },
@@ -120,13 +120,13 @@ def _measure(asked: "Asked", batch_size: int, rounds: int, device: str) -> dict[
     }  # fmt: skip
 
 
-def _round(asked: "Asked", batch_size: int, clock: Clock) -> list[str]:
-    """Ask everything by the published loop in parts, and by the product before each; return the loop's replies."""
+def _round(asked: "Asked", batch_size: int, clock: Clock) -> "list[Said]":
+    """Ask everything by the published loop in parts, and by the product before each; return what the loop says."""
     from . import evaluate as sides
 
     size = -(-len(asked.prompts) // PARTS)
     parts = [asked.prompts[start : start + size] for start in range(0, len(asked.prompts), size)]
-    replies: list[str] = []
+    replies: list[Said] = []
     for part in parts:
         clock.time("viker", lambda: sides.viker(asked, batch_size))
         replies += clock.time("official", lambda: sides.official(asked, part))  # noqa: B023 - run at once

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import torch
 
 from ..data.artefact import begin, finish, is_complete, read_json, resumable, write_json
 from ..data.controls import refuse_acquaintances
 from ..data.example import DataError, Example
 from ..data.sources import open_source
 from ..models.load import pick_device
+from ..models.vllm_start import require_vllm
 from .after_answers import with_fluency, with_grades, with_gradient_norms
 from .answers import Answer, answer_line, count_without_logprob, read_answers
 from .ask import (
@@ -36,6 +36,7 @@ from .ask import (
 from .measures.comparisons import NO_VERDICT
 from .named_source import facts_of, open_named_source
 from .policy import Policy, record_policy
+from .processes import ProcessEnded, threads_each
 from .protocols.clear_corrections import CORRECTIONS as OF_CLEAR
 from .protocols.clear_table import clear_table
 from .protocols.corrections import as_published
@@ -95,6 +96,8 @@ def evaluate_targets(
             record_policy(target.output, policy)
         try:
             answers, facts = _ask(options, work, name, target, vanilla)
+        except ProcessEnded:  # memory, most often: what is finished is kept, and the same command goes on
+            raise
         except ValueError:  # a user's mistake: nothing half-done stays
             shutil.rmtree(target.output)
             raise
@@ -228,4 +231,6 @@ def _ask(
     if options["gibberish"]:
         answers = with_grades(options, answers)
     facts = {"device": pick_device(options["device"]), "model_commit": checkpoint.commit}
-    return answers, facts | ({"threads": torch.get_num_threads()} if facts["device"] == "cpu" else {})
+    if options["engine"] == "vllm":
+        facts["vllm"] = require_vllm()
+    return answers, facts | ({"threads": threads_each(options["processes"])} if facts["device"] == "cpu" else {})

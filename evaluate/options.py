@@ -86,7 +86,7 @@ _HOW = (
     ),
     click.option(
         "--processes", default=1, show_default=True, type=click.IntRange(1),
-        help="Local processes; one or several, the answers are the same.",
+        help="Local processes, each with the model; with as many threads each, the answers are the same.",
     ),
     click.option(
         "--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True,

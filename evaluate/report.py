@@ -91,11 +91,12 @@ def list_models(run: Run) -> list[dict[str, Any]]:
 def headline_columns(scores: Scores) -> list[dict[str, str]]:
     """Return the four numbers a method is known by; without facts, their nearest substitutes.
 
-    The cell is the image generation task where it was asked. Without a list of private words there is no fact recall:
+    The cell is the image generation task where the forget people were asked it, captions where a benchmark has those
+    instead. Without a list of private words there is no fact recall:
     ROUGE-L stands in on the forget side, and cloze accuracy (the expected word is said) on the retain side.
     """
-    cells = {(task, modality) for _, _, task, modality, metric in scores if metric == "rougeL"}
-    preferred = sorted(cells, key=lambda cell: (cell[0] != "generation", cell[1] != "image", cell))
+    cells = {(task, modality) for _, split, task, modality, metric in scores if (split, metric) == ("forget", "rougeL")}
+    preferred = sorted(cells, key=lambda cell: (cell[1] != "image", cell[0] != "generation", cell))
     task, modality = preferred[0] if preferred else ("generation", "image")
     has_facts = any(key[2:] == (task, modality, "fact_recall") for key in scores)
     forgotten = ("fact recall", task, "fact_recall") if has_facts else ("ROUGE-L", task, "rougeL")

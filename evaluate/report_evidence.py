@@ -15,6 +15,7 @@ from ..data.sidecar import Sidecar
 from .answers import Answer
 from .measures.coherence import coherence, spoken_of
 from .measures.comparisons import NO_VERDICT, Measure, label, measure
+from .protocols.clear_table import clear_table
 from .report_run import Run
 
 IDEAL, VANILLA = "retain-only", "vanilla"
@@ -30,6 +31,7 @@ def evidence_sections(run: Run, answers: Mapping[str, Sequence[Answer]], facts: 
         "coherence": _coherence(answers),
         "attacks": _attacks(evaluations),
         "verdicts": _verdicts(evaluations),
+        "clear": _clear_tables(answers, seeds[0]),
     }
 
 
@@ -77,6 +79,12 @@ def _attacks(evaluations: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Return the rows of every model that was attacked."""
     paths = {name: path / "attacks" / "attacks.json" for name, path in evaluations.items()}
     return [row | {"model": name} for name, path in paths.items() if path.is_file() for row in read_json(path)["rows"]]
+
+
+def _clear_tables(answers: Mapping[str, Sequence[Answer]], seed: int) -> dict[str, dict[str, Any]]:
+    """Return the table that CLEAR publishes, corrected, of every model that was asked for captions."""
+    asked = {name: kept for name, kept in answers.items() if any(given.task == "captioning" for given in kept)}
+    return {name: clear_table(kept, answers.get(IDEAL), seed=seed) for name, kept in asked.items()}
 
 
 def _verdicts(evaluations: Mapping[str, Path]) -> list[dict[str, Any]]:

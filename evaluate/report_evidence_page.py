@@ -30,7 +30,7 @@ def evidence_markdown(report: Mapping[str, Any], missing: str) -> list[str]:
     cell = ("forget", column["task"], column["modality"])
     return [
         *_forgetting(report, cell, missing), *_leakage(report, column["task"], missing),
-        *_coherence(report, missing), *_attacks(report, missing), *_verdicts(report, missing),
+        *_clear(report, missing), *_coherence(report, missing), *_attacks(report, missing), *_verdicts(report, missing),
     ]  # fmt: skip
 
 
@@ -63,6 +63,21 @@ def _leakage(report: Mapping[str, Any], task: str, missing: str) -> list[str]:
     ]  # fmt: skip
     told = "The same people asked about by name, without a picture: what an unlearned picture still leaves in the text."
     return [f"### Without the picture{missing}", told, table(["model", *TEXT_MEASURES], rows)]
+
+
+def _clear(report: Mapping[str, Any], missing: str) -> list[str]:
+    """Return CLEAR's published table, where it was asked."""
+    tables = report["clear"]
+    if not tables:
+        return []
+    names = list(dict.fromkeys(name for found in tables.values() for name in found["values"]))
+    rows = [[name, *(number(found["values"].get(name)) for found in tables.values())] for name in names]
+    told = (
+        "As CLEAR publishes it, its known mistakes corrected (docs/protocols.md). The Forget metric averages a number "
+        "that should fall with one that should rise, so it ranks nothing; Forget Quality is read beside what "
+        "two samples of one distribution would show."
+    )
+    return [f"## CLEAR's table{missing}", told, table(["", *tables], rows)]
 
 
 def _coherence(report: Mapping[str, Any], missing: str) -> list[str]:

@@ -1,9 +1,9 @@
 """Measure a model in the middle of training: what is forgotten so far, and what is left of the others.
 
-Only image questions of the generation task are asked, of the forget people and of a fixed number of retain people a
-half, so that a point costs seconds. Beside what is said right, a point says how likely the published answers still are,
-and whether replies have become loops or empty (`repetition.py`), which training may end on. Comparisons at matched
-forgetting are made between such points (`matched.py`).
+Only image questions of one task are asked (generation, or captions where a benchmark has those instead), of the forget
+people and of a fixed number of retain people a half, so that a point costs seconds. Beside what is said right, a point
+says how likely the published answers still are, and whether replies have become loops or empty (`repetition.py`), which
+training may end on. Comparisons at matched forgetting are made between such points (`matched.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,8 @@ from .repetition import blank_share, mean_repetition
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 
-MAX_NEW_TOKENS = 32
+TASKS = ("generation", "captioning")  # what is asked: the first of them that the forget people are asked
+MAX_NEW_TOKENS = {"generation": 32, "captioning": 64}
 BATCH_SIZE = 64
 
 
@@ -38,18 +39,22 @@ def measurer(
     sidecar = source.location / "sidecar.json"
     facts = read_sidecar(sidecar) if sidecar.is_file() else None
 
+    longest = max(MAX_NEW_TOKENS[example.task] for examples in questions.values() for example in examples)
+
     def measure(model: Any, encoder: Encoder) -> dict[str, float]:
-        return measure_point(model, encoder, questions, facts, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH_SIZE)
+        return measure_point(model, encoder, questions, facts, max_new_tokens=longest, batch_size=BATCH_SIZE)
 
     return measure
 
 
 def trajectory_questions(source: Source, people_per_half: int) -> dict[str, list[Example]]:
-    """Return the questions a point asks: the image-textual generation task of each split."""
-    questions = collect_questions(source, ("generation",))
+    """Return the questions a point asks of each split: the generation task with a picture, or captions without one."""
+    questions = collect_questions(source, TASKS)
+    asked = {example.task for example in questions["forget"] if example.images}
+    task = next((name for name in TASKS if name in asked), TASKS[0])
     kept: dict[str, list[Example]] = {}
     for split in SPLITS:
-        shown = [example for example in questions[split] if example.images]
+        shown = [example for example in questions[split] if example.images and example.task == task]
         people = sorted({example.people[0] for example in shown})
         chosen = people if split == "forget" else people[:people_per_half]
         kept[split] = [example for example in shown if example.people[0] in chosen]

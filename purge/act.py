@@ -165,7 +165,8 @@ def _score_again(evaluation: Path, kept: Sequence[bytes]) -> str:
 def _scores(evaluation: Path, kept: Sequence[str]) -> tuple[dict[str, Any], str]:
     from ..data.sidecar import read_sidecar
     from ..evaluate.answers import parse_answers
-    from ..evaluate.score import score_answers, scores_json
+    from ..evaluate.protocols.every import CORRECTIONS
+    from ..evaluate.score import person_scores, score_answers, scores_json
 
     options = read_config(evaluation)["options"]
     try:
@@ -174,9 +175,14 @@ def _scores(evaluation: Path, kept: Sequence[str]) -> tuple[dict[str, Any], str]
         facts = read_sidecar(sidecar) if sidecar.is_file() else None
     except (DataError, OSError):
         facts = None
-    records = score_answers(parse_answers(kept), facts, options["seed"])
+    answers, published = parse_answers(kept), frozenset(options.get("as_published") or ())
+    if options.get("protocol") == "official":
+        published = frozenset(CORRECTIONS)
+    records = score_answers(answers, facts, options["seed"], published)
+    people = person_scores(answers, facts, published)
     without = "" if facts else " (without fact recall: the list of private words is not at hand)"
-    return scores_json(records), f", scored again{without}"
+    label = read_json(evaluation / "scores.json").get("label")
+    return scores_json(records, people) | {"label": label}, f", scored again{without}"
 
 
 def _replace_file(path: Path, content: bytes) -> None:

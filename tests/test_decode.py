@@ -286,5 +286,3 @@ def test_a_step_is_the_distribution_of_the_whole_so_far(tiny: Loaded) -> None:
             for index, token in enumerate(tokens_N.tolist()):
                 said[index].append(token)
             batch.advance(tokens_N)
-
-

@@ -18,7 +18,7 @@ from viker.data.example import DataError, Message
 from viker.data.sources import open_source
 from viker.evaluate import generate
 from viker.evaluate.ask import Protocol, ask_everything, collect_questions
-from viker.evaluate.generate import GROUP_SIZE, answer_likelihoods, answer_token_scores
+from viker.evaluate.generate import GROUP_SIZE, answer_likelihoods, answer_token_scores, score_batch
 from viker.models.encode import collate
 from viker.models.load import load, resolve
 
@@ -121,7 +121,24 @@ def test_every_token_is_scored_under_the_distribution_of_one_plain_pass(family: 
     for example, tokens in zip(examples, found, strict=True):
         ids = family.encoder.encode(example).answer_ids
         assert_scores(tokens, plain_scores(own_rows(family, example).log(), ids))
-    assert {token[3] for tokens in found for token in tokens} == {0, 1}
+
+
+def test_the_tokens_a_model_says_are_its_likeliest_and_others_are_not(tiny: Loaded, people: list[Example]) -> None:
+    prompts = [tiny.encoder.encode_prompt(example) for example in people[:4]]
+    with torch.no_grad():
+        said = [generate._generate(tiny.model, tiny.encoder, [row], 5)[0] for row in prompts]
+    answered = [
+        dataclasses.replace(row, answer_ids=tuple(ids), input_ids=(*row.input_ids, *ids))
+        for row, ids in zip(prompts, said, strict=True)
+    ]
+    names = [example.id for example in people[:4]]
+    found = score_batch(tiny.model, tiny.encoder, answered, names)
+    assert [[token[3] for token in tokens] for tokens in found] == [[1] * len(ids) for ids in said]
+    other = dataclasses.replace(
+        answered[0], answer_ids=(said[0][0], 300), input_ids=(*prompts[0].input_ids, said[0][0], 300)
+    )
+    [[first, second]] = score_batch(tiny.model, tiny.encoder, [other], names[:1])
+    assert (first[3], second[3]) == (1, 0)
 
 
 @pytest.mark.parametrize("at_once", [1, 3000, 2**25])

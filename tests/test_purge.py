@@ -533,6 +533,37 @@ def test_replies_that_do_not_parse_are_named(place: Place) -> None:
     assert answers.read_bytes() == before
 
 
+def test_replies_under_attack_and_verdicts_go_too(place: Place) -> None:
+    evaluation = place.evaluation()
+    attack = evaluation / "attacks" / "flip"
+    attack.mkdir(parents=True)
+    (attack / "config.json").write_text('{"schema": "viker/attack/1", "options": {}}')
+    shutil.copy(evaluation / "answers.jsonl", attack / "answers.jsonl")
+    for derived in (evaluation / "attacks" / "attacks.json", evaluation / "verdict.json"):
+        derived.write_text("{}")
+    assert answers_about(attack / "answers.jsonl", FORGOTTEN)
+    place.purge_all()
+    assert answers_about(attack / "answers.jsonl", FORGOTTEN) == []
+    assert not (evaluation / "attacks" / "attacks.json").exists()
+    assert not (evaluation / "verdict.json").exists()
+
+
+def test_what_an_interrupted_evaluation_was_told_goes(place: Place) -> None:
+    work = place.evaluation() / "work"
+    work.mkdir()
+    (work / "1.jsonl").write_text('{"batch": 0, "results": ["Zyxoland"]}\n')
+    place.purge_all()
+    assert not work.exists()
+
+
+def test_scores_of_people_are_those_of_who_is_left(place: Place) -> None:
+    place.purge_all()
+    kept = json.loads((place.evaluation() / "scores.json").read_text())
+    assert kept["people"]
+    assert FORGOTTEN not in {record["person"] for record in kept["people"]}
+    assert kept["label"] == "no retain-only, no controls: no verdict"
+
+
 def test_replies_are_scored_without_facts_where_their_words_are_gone(place: Place) -> None:
     shutil.rmtree(place.run / "data")
     told = json.loads(place.purge("--yes", "--json").out)

@@ -26,12 +26,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...data.example import DataError, Example
-from ...models.encode import Encoder
 from ..answers import Answer
 from ..repetition import blank_share, mean_repetition, repetition
+
+if TYPE_CHECKING:  # scoring needs no torch
+    from ...models.encode import Encoder
 
 REPETITION, BLANK, FLUENCY, TYPICAL = "repetition", "blank_share", "fluency", "fluency_median"
 
@@ -90,7 +92,7 @@ class Coherence:
     words: str
 
 
-def fluency_examples(examples: Sequence[Example], replies: Sequence[str], encoder: Encoder) -> FluencyExamples:
+def fluency_examples(examples: Sequence[Example], replies: Sequence[str], encoder: "Encoder") -> FluencyExamples:
     """Return the questions with the replies in place of their answers, for vanilla (whose encoder it is) to score.
 
     What cannot be scored is left out by name: a blank reply (its share is a measure of its own), a letter, a reply that
@@ -172,7 +174,7 @@ def words_on(blank: float, more_repetition: float, typical_difference: float | N
     return LESS_FLUENT if typical_difference < -HALF_AS_LIKELY else AS_FLUENT
 
 
-def _why_not(example: Example, reply: str, ends: Sequence[str], encoder: Encoder) -> str | None:
+def _why_not(example: Example, reply: str, ends: Sequence[str], encoder: "Encoder") -> str | None:
     """Return why vanilla cannot be asked how likely a reply is, if it cannot."""
     if example.task == "classification":
         return IS_LETTER
