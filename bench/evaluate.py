@@ -1,11 +1,11 @@
 """The two sides of `viker bench evaluate`: the published loop and the product's own way, asked the same questions.
 
-`official` is MLLMU-Bench's loop (`eval.py`, commit 0e3098e; reference/benchmarks.md, section 1.5): a question at a time,
-its picture through the processor anew (decoded once for neighbors that share it), one `model.generate` of at most 50
-tokens each, letters of classification questions too. `viker` is what `viker evaluate` does for these replies: jobs cut into batches, letters cut short. Answers
-are worth comparing only where they are the same: letters as they are parsed, replies as they are written. The model is
-a run's vanilla, or one taught in half a minute: an untrained one never ends a reply, which would flatter whoever
-decodes many at once.
+`official` is MLLMU-Bench's loop (`eval.py`, commit 0e3098e; reference/benchmarks.md, section 1.5): a question at a
+time, its picture through the processor anew (decoded once for neighbors that share it), one `model.generate` of at most
+50 tokens each, letters of classification questions too. `viker` is what `viker evaluate` does for these replies: jobs
+cut into batches, letters cut short. Answers are worth comparing only where they are the same: letters as they are
+parsed, replies as they are written. The model is a run's vanilla, or one taught in half a minute: an untrained one
+never ends a reply, which would flatter whoever decodes many at once.
 """
 
 from collections.abc import Iterator, Sequence

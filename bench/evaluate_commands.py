@@ -96,7 +96,7 @@ def _measure(asked: "Asked", batch_size: int, rounds: int, device: str) -> dict[
     """Warm both sides up, let them take turns, and return what is told of them."""
     from ..evaluate.work import run_jobs_here
     from . import evaluate as sides
-    from .operations import counting, product_rate, operations
+    from .operations import counting, operations, product_rate
 
     clock, jobs = Clock(), sides.likelihood_jobs(asked)
     sides.official(asked, asked.prompts[:: len(asked.prompts) // 4 or 1])

@@ -1,4 +1,4 @@
-"""Ask a model: greedy replies, and what it thinks of given answers, token by token; in batches that a caller may spread.
+"""Ask a model: greedy replies, and what it thinks of given answers, token by token, in batches that may be spread.
 
 Prompts of one picture go into one batch, so that it runs once (`models/decode.py`); where a model is not one for that
 (`models/decodable.py`), batches are left-padded and `model.generate` runs them, and why is said once. Answers stand

@@ -67,8 +67,8 @@ def reason_against(model: Any, rows: Sequence[Encoded], *, pad_id: int) -> str |
     reason = cannot_share(model) or _reason_in_settings(model)
     if reason is not None:
         return reason
-    if not all(split_at_image(row)[1] for row in rows):
-        return "expected text behind the last image of every prompt, found none"
+    if any(len(split_at_image(row)[1]) < 2 for row in rows):
+        return "expected some tokens behind the last image of every prompt, found a prompt that ends with it"
     checked = _checked.setdefault(backbone(model), {})
     for row in {bool(row.pictures): row for row in reversed(rows)}.values():
         shown = bool(row.pictures)

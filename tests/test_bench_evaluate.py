@@ -1,4 +1,4 @@
-"""`viker bench evaluate`: both sides are asked the same, what they say is compared, and what is printed was measured."""
+"""`viker bench evaluate`: both sides are asked the same, answers are compared, and what is printed was measured."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_published_loop_says_what_the_encoder_and_one_question_a_time_say(as
 
 
 def test_letters_are_compared_as_they_are_parsed_and_replies_as_they_are_written(asked: sides.Asked) -> None:
-    first = ["A house" if example.options else "A house" for example in asked.questions]
+    first = ["A house"] * len(asked.questions)
     second = [" a" if example.options else "A house" for example in asked.questions]
     choices = sum(bool(example.options) for example in asked.questions)
     same = sides.compare(asked, first, second)

@@ -1,4 +1,4 @@
-"""Controls: strangers whose questions are asked beside the forget people's, from any layout, checked to be strangers."""
+"""Controls: strangers who are asked what the forget people are, from any layout, and are checked to be strangers."""
 
 from __future__ import annotations
 

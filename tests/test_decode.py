@@ -1,4 +1,4 @@
-"""Decoding a batch behind shared images says, token for token, what each family's own `generate` says to each prompt."""
+"""Decoding a batch behind shared images says, token for token, what each family's own `generate` says to each."""
 
 from __future__ import annotations
 
@@ -166,10 +166,51 @@ def test_a_picture_runs_once_and_ended_replies_leave(tiny: Loaded, mini_world: P
     shown, read = counted(tiny, monkeypatch)
     replies = together(tiny, rows, NEW_TOKENS, stops)
     assert shown == [len(people)]
-    assert [size for size, _ in read[:2]] == [len(people), len(rows)]
-    going = [sum(len(reply) > step for reply in replies) for step in range(1, NEW_TOKENS)]
+    behind = sum(len(row.input_ids) - row.image_end - 1 for row in rows)
+    assert read[:2] == [(len(people), rows[0].image_end), (1, read[1][1])], "what follows pictures runs as one sequence"
+    assert read[1][1] < behind, "questions that begin alike share tokens, and none is padding"
+    going = [sum(len(reply) > step for reply in replies) for step in range(NEW_TOKENS)]
     assert read[2:] == [(count, 1) for count in going if count]
-    assert going[0] > going[-1]
+    assert going[0] == len(rows) > going[-1]
+
+
+def test_however_few_tokens_run_at_once_the_replies_are_the_same(tiny: Loaded, monkeypatch: Any) -> None:
+    rows = prompts(tiny)
+    expected = together(tiny, rows, NEW_TOKENS, [-1])
+    for at_once in (1, 60, 120):
+        monkeypatch.setattr(decode, "_TOKENS_AT_ONCE", at_once)
+        assert together(tiny, rows, NEW_TOKENS, [-1]) == expected
+
+
+def test_parts_hold_so_many_tokens_or_one_place() -> None:
+    for at_once, starts in ((1, [0, 1, 2, 3, 4]), (8, [0, 2, 3, 4]), (10, [0, 2, 3]), (22, [0])):
+        parts = list(decode._parts([3, 4, 5, 9, 1], at_once))
+        assert [part.start for part in parts] == starts
+        assert [place for part in parts for place in range(part.start, part.stop)] == [0, 1, 2, 3, 4]
+
+
+def test_a_question_that_is_asked_twice_is_answered_twice(tiny: Loaded) -> None:
+    rows = prompts(tiny)[:3]
+    replies = together(tiny, [*rows, rows[0], rows[2], rows[0]], 6, [-1])
+    assert replies[:3] == together(tiny, rows, 6, [-1])
+    assert replies[3:] == [replies[0], replies[2], replies[0]]
+
+
+def test_the_last_layer_is_left_once_it_has_made_its_keys_and_values(tiny: Loaded) -> None:
+    layers = tiny.model.model.language_model.layers
+    ran: list[tuple[int, int]] = []
+    hooks = [
+        layer.mlp.register_forward_hook(
+            lambda _module, inputs, _output, index=index: ran.append((index, inputs[0].shape[1]))
+        )
+        for index, layer in enumerate(layers)
+    ]
+    together(tiny, prompts(tiny)[:4], 1, [-1])
+    for hook in hooks:
+        hook.remove()
+    last = len(layers) - 1
+    assert [length for index, length in ran if index == last] == [1]
+    assert len([length for index, length in ran if index == 0]) == 3
 
 
 @pytest.mark.parametrize("going", [[], [True], [False], [True] * 4, [False, True, False, True, True], [False] * 3])
@@ -267,7 +308,9 @@ def test_a_diverged_model_is_no_reason_against_decoding(tiny: Loaded, trainable:
 def test_a_prompt_that_ends_with_its_image_is_left_to_the_model(tiny: Loaded) -> None:
     row = prompts(tiny)[0]
     bare = dataclasses.replace(row, input_ids=row.input_ids[: row.image_end])
-    assert "expected text behind the last image" in str(reason_against(tiny.model, [bare], pad_id=0))
+    assert "expected some tokens behind the last image of every prompt" in str(
+        reason_against(tiny.model, [bare], pad_id=0)
+    )
 
 
 def test_a_step_is_the_distribution_of_the_whole_so_far(tiny: Loaded) -> None:
@@ -277,12 +320,13 @@ def test_a_step_is_the_distribution_of_the_whole_so_far(tiny: Loaded) -> None:
         batch = Sequences(tiny.model, rows, pad_id=tiny.encoder.pad_id, max_new_tokens=4)
         said: list[list[int]] = [[] for _ in rows]
         for step in range(4):
-            for index, row in enumerate(rows):
+            for place, index in enumerate(batch.rows):
+                row = rows[index]
                 inputs = collate([row], pad_id=0, side="right")
                 ids = torch.tensor([[*row.input_ids, *said[index]]])
                 whole = tiny.model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
-                torch.testing.assert_close(batch.logits_NV[index], whole.logits[0, -1], atol=2e-3, rtol=1e-4)
+                torch.testing.assert_close(batch.logits_NV[place], whole.logits[0, -1], atol=2e-3, rtol=1e-4)
             tokens_N = torch.arange(len(rows)) + 20 + step
-            for index, token in enumerate(tokens_N.tolist()):
+            for index, token in zip(batch.rows, tokens_N.tolist(), strict=True):
                 said[index].append(token)
             batch.advance(tokens_N)

@@ -175,6 +175,25 @@ def test_own_people_who_do_not_exist_are_an_error_before_anything_is_made(
     assert not (place.folder / "out").exists()
 
 
+# ---- CLEAR -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_clear_is_walked_in_its_published_layout_to_a_report(tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "a place")
+    small = ("--evaluate.max-new-tokens", "4", "--method", "viker")
+    walk = place.finish("clear", "--run", "./out", *SMALL, *small, PROBE_SEES_LITTLE="yes")
+    assert walk.out.startswith("mini-clear, not comparable with published CLEAR numbers")
+    run = place.folder / "out"
+    report = report_of(run)
+    assert {model["name"] for model in report["models"]} == {"vanilla", "retain-only", *names(run / "adapters")}
+    assert {row["split"] for row in report["scores"]} >= {"forget", "retain-heldout", "real", "controls"}
+    assert {row["task"] for row in report["scores"]} == {"captioning", "recognition", "generation", "classification"}
+    assert report["clear"]["retain-only"]["values"].keys() >= {"Model Utility", "Forget metric", "Forget Quality"}
+    assert report["forgetting"]["label"] == "against retain-only and controls"
+    assert_skips_everything(place.walk("clear", "--run", "./out", *SMALL, *small), len(walk.calls))
+
+
 # ---- a paper preset --------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from command_line import call, succeed
 from viker.data.artefact import MARKER
+from viker.evaluate import work
 from viker.evaluate.answers import read_answers
 
 if TYPE_CHECKING:
@@ -204,6 +205,38 @@ def test_several_processes_give_the_same_answers(
     first, second = (read_answers(tmp_path / str(number) / "answers.jsonl") for number in (1, 2))
     assert [answer.reply for answer in first] == [answer.reply for answer in second]
     assert [answer.answer_tokens for answer in first] == [answer.answer_tokens for answer in second]
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_is_left(
+    tiny_model_dir: Path, mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, computed = work.compute, []
+
+    def interrupted(batch: Any, *rest: Any) -> Any:
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        computed.append(batch.jobs)
+        return real(batch, *rest)
+
+    words = (
+        "evaluate", "--model", tiny_model_dir, "--data", mini_world, "--output", tmp_path / "evaluation",
+        "--limit", 1, "--max-new-tokens", 4, "--task", "generation", "--style", "plain", "--batch-size", 4,
+    )  # fmt: skip
+    monkeypatch.setattr(work, "compute", interrupted)
+    assert call(*words).code == 75
+    assert not (tmp_path / "evaluation" / MARKER).exists()
+
+    def counting(batch: Any, *rest: Any) -> Any:
+        computed.append(batch.jobs)
+        return real(batch, *rest)
+
+    monkeypatch.setattr(work, "compute", counting)
+    succeed(*words)
+    assert len(set(computed)) == len(computed) > 6, "no batch is computed twice"
+    monkeypatch.setattr(work, "compute", real)
+    whole = tmp_path / "whole"
+    succeed(*words[:6], whole, *words[7:])
+    assert (whole / "answers.jsonl").read_bytes() == (tmp_path / "evaluation" / "answers.jsonl").read_bytes()
 
 
 def test_a_gibberish_detector_that_is_none_is_refused_before_it_is_asked(

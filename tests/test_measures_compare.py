@@ -78,7 +78,7 @@ def test_every_test_made_is_in_the_adjustment() -> None:
     a = [*answers([0.0] * 5), *answers([0.0] * 5, split="test")]
     b = [*answers([-1.0] * 5), *answers([-1.0] * 5, split="test")]
     comparison = compare([("w", a, b)], {}, 0)
-    assert len({(record.split, record.metric) for record in comparison.records}) == len(comparison.records) == 12
+    assert len({(record.split, record.metric) for record in comparison.records}) == len(comparison.records) == 18
     assert [record.p_holm for record in comparison.records] == holm([record.p for record in comparison.records])
     fewer = compare([("w", a, b)], {}, 0, metrics=["answer_logprob"])
     assert [(record.split, record.p, record.p_holm) for record in fewer.records] == [
@@ -101,7 +101,7 @@ def test_what_only_one_side_has_is_counted_and_said() -> None:
 def test_a_metric_of_the_other_side_only_is_not_tested() -> None:
     a = [replace(answer, answer_logprob=None) for answer in answers([0.0])]
     metrics = {record.metric for record in compare([("w", a, answers([0.0]))], {}, 0).records}
-    assert metrics == {"rouge1", "rouge2", "rougeL", "sentence_bleu"}
+    assert metrics == {"rouge1", "rouge2", "rougeL", "rougeL_recall", "sentence_bleu", "repetition", "blank_share"}
 
 
 def test_facts_are_each_worlds_own() -> None:
@@ -129,11 +129,11 @@ def test_the_table_and_the_json() -> None:
     assert text[0] == "A = vanilla, B = viker-1; worlds: w1"
     assert " ".join(text[1].split()) == "split task modality metric A B B - A 95 % interval n p Holm p"
     [row] = [line for line in text if "answer_logprob" in line]
-    assert " ".join(row.split()) == "forget generation image answer_logprob -1.5000 -2.5000 -1.0000 - 6 0.0312 0.1875"
+    assert " ".join(row.split()) == "forget generation image answer_logprob -1.5000 -2.5000 -1.0000 - 6 0.0312 0.2812"
     assert "A test over 6 has no p-value below 0.031 whatever the answers." in text[-1]
     value = as_json(comparison, "vanilla", "viker-1")
     assert json.loads(json.dumps(value, allow_nan=False)) == value
-    assert (value["schema"], value["a"], value["b"], value["tests"]) == ("viker/compare/1", "vanilla", "viker-1", 6)
+    assert (value["schema"], value["a"], value["b"], value["tests"]) == ("viker/compare/1", "vanilla", "viker-1", 9)
 
 
 def test_intervals_are_printed_from_eighteen_people_on() -> None:

@@ -105,10 +105,10 @@ def test_a_model_alone_has_values_and_no_verdict() -> None:
 def test_what_a_cell_is_measured_by_depends_on_what_was_kept() -> None:
     measures = measure([PLAIN, CHOICE], None, None, 0)
     assert {one.metric for one in measures if one.task == "generation"} == {
-        "rouge1", "rouge2", "rougeL", "sentence_bleu",
+        "rouge1", "rouge2", "rougeL", "rougeL_recall", "sentence_bleu", "repetition", "blank_share",
     }  # fmt: skip
     assert {one.metric for one in measures if one.task == "classification"} == {
-        "accuracy_letter", "accuracy_likelihood", "truth_ratio", "truth_share", "probability_among_options",
+        "accuracy", "accuracy_letter", "accuracy_likelihood", "truth_ratio", "truth_share", "probability_among_options",
     }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_without_retain_only_controls_give_a_verdict_with_its_people() -> None:
     answers = [*crowd("forget", 18, -0.5), *crowd("controls", 20, -3.0)]
     measures = measure(answers, None, None, 0)
     difference = of(measures, "answer_logprob_difference", "controls")
-    assert difference.note.startswith("distinguishable (p=0.0003, n=18): above never-seen people by")
+    assert difference.note.startswith("distinguishable (p=0.0004, n=18): above never-seen people by")
     assert difference.note.endswith("; 2 people in no pair")
     assert (difference.people, difference.n) == (18, 36)
     assert of(measures, "auc_loss", "controls").value == 1.0

@@ -14,12 +14,12 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import hmean, ks_2samp
 from viker.data.example import DataError
 from viker.evaluate.answers import Answer, answer_line, parse_answers
+from viker.evaluate.measures.statistics import MIN_CLUSTERS
 from viker.evaluate.protocols.clear_corrections import CORRECTIONS
 from viker.evaluate.protocols.clear_logs import FILES, eval_logs
 from viker.evaluate.protocols.clear_metrics import answer_metrics, answer_scores, kind_of, log_truth_ratio
 from viker.evaluate.protocols.clear_scores import clear_scores, unmeasured
 from viker.evaluate.protocols.clear_table import clear_table, js_distance
-from viker.evaluate.score import MIN_CLUSTERS
 
 OFFICIAL, FIXED = frozenset(CORRECTIONS), frozenset[str]()
 CAPTION = Answer(
