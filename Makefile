@@ -28,7 +28,7 @@ docs: environment ## write docs/commands.md from the command line, docs/methods.
 	"$(BIN)/python" docs/write_commands.py && "$(BIN)/python" docs/write_methods.py && "$(BIN)/python" docs/write_protocols.py
 
 golden: environment ## write the golden files again; look at the difference before you keep it
-	VIKER_GOLDEN=1 "$(BIN)/python" -m pytest tests/test_cache_format.py && "$(BIN)/python" tests/test_encode.py && "$(BIN)/python" tests/test_families.py
+	VIKER_GOLDEN=1 "$(BIN)/python" -m pytest tests/test_cache_format.py tests/test_golden_answers.py && "$(BIN)/python" tests/test_encode.py && "$(BIN)/python" tests/test_families.py
 
 bench: environment ## measure speed and size on this machine; kept figures are in benchmarks/
 	"$(BIN)/viker" bench cache
