@@ -115,7 +115,7 @@ def _reason_in_logits(model: Any, row: Encoded, pad_id: int) -> str | None:
 
 def _stepwise_logits(model: Any, row: Encoded, pad_id: int) -> tuple[Tensor, list[int]]:
     """Return the logits [T, V] of the first tokens behind a prompt, decoded, and those tokens, the last aside."""
-    batch = Sequences(model, [row], pad_id=pad_id, max_new_tokens=_CHECKED_TOKENS)
+    batch = Sequences(model, [row], pad_id=pad_id)
     found, tokens = [batch.logits_NV], []
     while len(found) < _CHECKED_TOKENS:
         token_N = found[-1].float().argmax(-1)

@@ -4,14 +4,14 @@ What stands up to the last image runs once a picture, those of a batch side by s
 texts do for a teacher (`forest.py`, `two_part.py`): without padding, beginnings that are alike once, and so many tokens
 at once that nothing passing is large. Of both only keys and values are wanted, so the last layer is left as soon as it
 has made its own. Then all go on a token at a time, the last of the prompt first, each with keys and values of its own
-in room made once: growing by concatenation would copy them all at every token. A sequence that has ended leaves, and
-one from the end takes its place, so short replies do not wait for long ones. Positions are counted or the family's own
-(`positions.py`). Which models this holds for is `decodable.py`'s to say.
+(`room.py`). A sequence that has ended leaves, and one from the end takes its place, so short replies do not wait for
+long ones. Positions are counted or the family's own (`positions.py`). Which models this holds for is `decodable.py`'s
+to say.
 """
 
 # U prefixes, P tokens of the longest, N sequences, n of them, S tokens of the longest middle (what is between prefix
-# and last token), T tokens of some middles end to end, R columns of room, Q tokens that ask, h key-value heads, D head
-# size, A axes of positions, V vocabulary, m sequences that move
+# and last token), T tokens of some middles end to end, R columns of prefix and middle, B rows of a batch, h key-value
+# heads, D head size, A axes of positions, V vocabulary, m sequences that move
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
@@ -20,19 +20,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicLayer
+from transformers import Cache
 
 from .encode import Encoded, collate
 from .forest import plant
 from .forward import to_device
 from .positions import backbone, rope_index_of
 from .prefix import split_at_image
+from .room import KeysAndValues, Rooms, attending_alone, moved
 from .two_part import Part, attending, lay_out
 
-_COLUMNS = 8  # rows of a mask begin at multiples of so many numbers, which fused kernels ask for
 _TOKENS_AT_ONCE = 4096  # of middles: enough to keep a GPU busy
-
-KeysAndValues = tuple[Tensor, Tensor]  # of a layer
 
 
 @torch.inference_mode()
@@ -48,7 +46,7 @@ def greedy(
         pad_id: what fills up prefixes of several lengths; nothing sees it.
         max_new_tokens: the most tokens of a continuation, at least one.
     """
-    batch = Sequences(model, rows, pad_id=pad_id, max_new_tokens=max_new_tokens)
+    batch = Sequences(model, rows, pad_id=pad_id)
     replies: list[list[int]] = [[] for _ in rows]
     while True:
         tokens_N = batch.logits_NV.float().argmax(-1)
@@ -74,46 +72,41 @@ def _closed_up(going: Sequence[bool]) -> list[int]:
 class Sequences:
     """Prompts that go on side by side: `rows` says which stands at each place, `logits_NV` what follows it."""
 
-    def __init__(self, model: Any, rows: Sequence[Encoded], *, pad_id: int, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, rows: Sequence[Encoded], *, pad_id: int) -> None:
         prefixes, placed = _cut(rows)
         ran = _run_prefixes(model, prefixes, pad_id)
         which_N = torch.tensor([one.prefix for one in placed])
         length_N = torch.tensor([len(one.middle) for one in placed])
-        seen_NR = _seen(ran.is_token_UP[which_N], length_N, max_new_tokens)
+        seen_NR = _seen(ran.is_token_UP[which_N], length_N)
         device = next(model.parameters()).device
         self.rows = [one.row for one in placed]
         self._model = model
-        self._rooms = _rooms(ran.layers, which_N.to(device), seen_NR.shape[1])
-        self._cache = Cache(layers=[*self._rooms])
-        self._hidden_N11R = torch.zeros(seen_NR.shape, dtype=model.dtype, device=device)[:, None, None]
-        self._hidden_N11R.masked_fill_(~seen_NR[:, None, None].to(device), float("-inf"))
+        self._rooms = Rooms(ran.layers, which_N, seen_NR)
         self._position_N = (ran.behind_U[which_N] + length_N - 1).to(device)
         longest = int(length_N.max())
         for part in _parts(length_N.tolist(), _TOKENS_AT_ONCE):
             self._run_middles(ran, placed, part, longest)
-        for room in self._rooms:
-            room.filled += longest
+        self._rooms.close_middles(longest)
         self.advance(torch.tensor([one.last for one in placed], device=device))
 
     def advance(self, tokens_N: Tensor) -> None:
         """Write a token behind every sequence, and find what follows it."""
         self._position_N = self._position_N + 1
-        logits_N1V: Tensor = self._model(
-            input_ids=tokens_N[:, None], position_ids=self._position_N[:, None],
-            attention_mask=self._hidden_N11R[..., : self._cache.get_seq_length() + 1],
-            past_key_values=self._cache, use_cache=True, logits_to_keep=1,
-        ).logits  # fmt: skip
+        with attending_alone(self._model):
+            logits_N1V: Tensor = self._model(
+                input_ids=tokens_N[:, None], position_ids=self._position_N[:, None],
+                attention_mask=self._rooms.hidden_from_next(), past_key_values=self._rooms, use_cache=True,
+                logits_to_keep=1,
+            ).logits  # fmt: skip
         self.logits_NV = logits_N1V[:, -1]
 
     def keep(self, places: Sequence[int]) -> None:
         """Let sequences leave but those at some places; they come to stand in the order given (`_closed_up`'s)."""
-        moved = [new for new, old in enumerate(places) if new != old]
-        new_m = torch.tensor(moved, device=self._position_N.device, dtype=torch.long)
-        old_m = torch.tensor([places[new] for new in moved], device=self._position_N.device, dtype=torch.long)
-        for layer in self._rooms:
-            layer.keys, layer.values = (_moved(part, new_m, old_m, len(places)) for part in (layer.keys, layer.values))
-        self._hidden_N11R = _moved(self._hidden_N11R, new_m, old_m, len(places))
-        self._position_N = _moved(self._position_N, new_m, old_m, len(places))
+        changed = [new for new, old in enumerate(places) if new != old]
+        new_m = torch.tensor(changed, device=self._position_N.device, dtype=torch.long)
+        old_m = torch.tensor([places[new] for new in changed], device=self._position_N.device, dtype=torch.long)
+        self._rooms.keep(new_m, old_m, len(places))
+        self._position_N = moved(self._position_N, new_m, old_m, len(places))
         self.rows = [self.rows[place] for place in places]
 
     def _run_middles(self, ran: "_Ran", placed: Sequence["_Placed"], part: slice, longest: int) -> None:
@@ -123,7 +116,7 @@ class Sequences:
         seen, positions, first = [], [], part.start
         for group, (start, stop) in zip(groups, forest.bounds, strict=True):
             length, behind = int(ran.is_token_UP[group[0].prefix].sum()), int(ran.behind_U[group[0].prefix])
-            seen.append(Part(start, stop, [room.first_columns(first, length) for room in self._rooms]))
+            seen.append(Part(start, stop, self._rooms.first_columns(first, length)))
             positions += [behind + depth for depth in forest.depths[start:stop]]
             first += len(group)
         device = self._position_N.device
@@ -133,9 +126,7 @@ class Sequences:
                 position_ids=torch.tensor([positions], device=device),
             )  # fmt: skip
         paths_nS = [[*path[:1] * (longest - len(path)), *path] for path in forest.paths]  # what fills them is hidden
-        place_nS = torch.tensor(paths_nS, device=device)
-        for room, (keys_1hTD, values_1hTD) in zip(self._rooms, made, strict=True):
-            room.fill(part, keys_1hTD[0], values_1hTD[0], place_nS)
+        self._rooms.fill(part, made, torch.tensor(paths_nS, device=device))
 
 
 class _Placed(NamedTuple):
@@ -190,43 +181,6 @@ def _keys_and_values(model: Any, **inputs: Tensor) -> list[KeysAndValues]:
     return caught.made
 
 
-class _Room(DynamicLayer):
-    """Keys and values [N, h, R, D] of a layer, of which the first columns are filled; new ones go behind them.
-
-    Columns are [prefix, filled up behind | middle, filled up before | last token | what is said].
-    """
-
-    keys: Any
-    values: Any
-
-    def __init__(self, keys_NhRD: Tensor, values_NhRD: Tensor, filled: int) -> None:
-        super().__init__()
-        self.keys, self.values, self.filled = keys_NhRD, values_NhRD, filled
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Fill the next columns, and return all that are filled."""
-        columns = slice(self.filled, self.filled + key_states.shape[2])
-        self.keys[:, :, columns], self.values[:, :, columns] = key_states, value_states
-        self.filled = columns.stop
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-    def get_seq_length(self) -> int:
-        """Return how many columns are filled."""
-        return self.filled
-
-    def first_columns(self, place: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values [1, h, length, D] at one place."""
-        return self.keys[place : place + 1, :, :length], self.values[place : place + 1, :, :length]
-
-    def fill(self, part: slice, keys_hTD: Tensor, values_hTD: Tensor, place_nS: Tensor) -> None:
-        """Write, behind what is filled at some places, keys and values from theirs among tokens end to end."""
-        columns = slice(self.filled, self.filled + place_nS.shape[1])
-        for room, new_hTD in ((self.keys, keys_hTD), (self.values, values_hTD)):
-            taken_hnSD = new_hTD.index_select(1, place_nS.flatten()).unflatten(1, place_nS.shape)
-            room[part, :, columns] = taken_hnSD.transpose(0, 1)
-
-
 def _cut(rows: Sequence[Encoded]) -> tuple[list[Encoded], list[_Placed]]:
     """Cut prompts after their last images and before their ends; those with one beginning are neighbors, sorted.
 
@@ -267,30 +221,12 @@ def _positions(model: Any, prefixes: Sequence[Encoded], inputs: dict[str, Tensor
     return position_AUP
 
 
-def _seen(is_token_NP: Tensor, length_N: Tensor, max_new_tokens: int) -> Tensor:
-    """Return which columns of room [N, R] the tokens behind each middle may see, later ones aside."""
+def _seen(is_token_NP: Tensor, length_N: Tensor) -> Tensor:
+    """Return which columns of prefix and middle [N, R] the tokens behind each middle may see."""
     before, longest = is_token_NP.shape[1], int(length_N.max())
-    room = -(-(before + longest + max_new_tokens) // _COLUMNS) * _COLUMNS
-    seen_NR = torch.arange(room) >= before + longest - length_N[:, None]
+    seen_NR = torch.arange(before + longest) >= before + longest - length_N[:, None]
     seen_NR[:, :before] = is_token_NP
     return seen_NR
-
-
-def _rooms(layers: list[KeysAndValues], which_N: Tensor, room: int) -> list[_Room]:
-    """Return the keys and values of each sequence's prefix with room for all that comes behind; uses up the layers."""
-    rooms = []
-    while layers:
-        pair = layers.pop(0)  # freed as soon as it is copied
-        keys_NhRD, values_NhRD = (_roomy(part_UhPD, which_N, room) for part_UhPD in pair)
-        rooms.append(_Room(keys_NhRD, values_NhRD, pair[0].shape[2]))
-    return rooms
-
-
-def _roomy(part_UhPD: Tensor, which_N: Tensor, room: int) -> Tensor:
-    _, h, P, D = part_UhPD.shape
-    part_NhRD = part_UhPD.new_empty(len(which_N), h, room, D)
-    part_NhRD[:, :, :P] = part_UhPD.index_select(0, which_N)
-    return part_NhRD
 
 
 def _parts(lengths: Sequence[int], at_once: int) -> Iterator[slice]:
@@ -302,10 +238,3 @@ def _parts(lengths: Sequence[int], at_once: int) -> Iterator[slice]:
             start, total = place, 0
         total += length
     yield slice(start, len(lengths))
-
-
-def _moved(whole: Tensor, new_m: Tensor, old_m: Tensor, count: int) -> Tensor:
-    """Return the first entries of a tensor, into some of which others have moved."""
-    if len(new_m):
-        whole[new_m] = whole[old_m]
-    return whole[:count]

@@ -317,7 +317,7 @@ def test_a_step_is_the_distribution_of_the_whole_so_far(tiny: Loaded) -> None:
     """Logits, and not only what is likeliest, are those of the sequence run plainly, at every step."""
     rows = prompts(tiny)
     with torch.inference_mode():
-        batch = Sequences(tiny.model, rows, pad_id=tiny.encoder.pad_id, max_new_tokens=4)
+        batch = Sequences(tiny.model, rows, pad_id=tiny.encoder.pad_id)
         said: list[list[int]] = [[] for _ in rows]
         for step in range(4):
             for place, index in enumerate(batch.rows):

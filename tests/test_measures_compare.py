@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kept_answers import ANSWER
 from scipy import stats
 from viker.data.example import DataError
 from viker.data.sidecar import Sidecar
@@ -14,17 +15,7 @@ from viker.evaluate.measures.compare import Compared, Comparison, as_json, as_te
 from viker.evaluate.measures.statistics import holm
 from viker.evaluate.score import corpus_bleu, score_answers
 
-PLAIN = Answer(
-    model="m",
-    split="forget",
-    task="generation",
-    modality="image",
-    person="001",
-    id="0",
-    question="Where?",
-    expected="Born in Lima long ago.",
-    reply="Born in Lima long ago.",
-)
+PLAIN = ANSWER
 
 
 def answers(levels: list[float], each: int = 2, **changes: str) -> list[Answer]:

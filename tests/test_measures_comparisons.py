@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kept_answers import ANSWER
 from viker.data.sidecar import Sidecar
 from viker.evaluate.answers import Answer
 from viker.evaluate.measures.comparisons import NO_VERDICT, Measure, label, measure, measures_json
@@ -16,17 +17,7 @@ FACTS = Sidecar(
     candidates={"town": ("Lima", "Oslo", "Riga"), "pet": ("cat", "dog")},
     facts={"001": {"town": "Lima", "pet": "cat"}, "002": {"town": "Oslo"}},
 )
-PLAIN = Answer(
-    model="m",
-    split="forget",
-    task="generation",
-    modality="image",
-    person="001",
-    id="001/0",
-    question="Where was this person born?",
-    expected="Born in Lima long ago.",
-    reply="Born in Lima long ago.",
-)
+PLAIN = replace(ANSWER, id="001/0", question="Where was this person born?")
 CHOICE = replace(
     PLAIN,
     task="classification",

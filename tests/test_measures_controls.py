@@ -4,24 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kept_answers import ANSWER
 from scipy import stats
 from viker.data.sidecar import Sidecar
-from viker.evaluate.answers import Answer
 from viker.evaluate.measures.controls import LEVEL, controls_differences, matched_questions, verdict
 from viker.evaluate.measures.per_answer import Scored, scored
 from viker.evaluate.measures.statistics import PairedTest
 
-PLAIN = Answer(
-    model="m",
-    split="forget",
-    task="generation",
-    modality="image",
-    person="001",
-    id="0",
-    question="Where was this person born?",
-    expected="In Lima.",
-    reply="In Lima.",
-)
+PLAIN = replace(ANSWER, question="Where was this person born?", expected="In Lima.", reply="In Lima.")
 
 
 def group(split: str, levels: list[float], questions: tuple[str, ...] = ("Where?", "When?")) -> list[Scored]:

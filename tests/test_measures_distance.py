@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_answers import ANSWER
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 from viker.evaluate.answers import Answer
 from viker.evaluate.measures.distance import distances, probability_distance, truth_ratio_distance
 
-PLAIN = Answer(
-    model="m",
-    split="forget",
-    task="generation",
-    modality="image",
-    person="001",
-    id="0",
-    question="Where?",
-    expected="In Lima.",
-    reply="",
-)
+PLAIN = replace(ANSWER, expected="In Lima.", reply="")
 
 
 def asked(logprobs: list[float], wrong: float | None = -1.0) -> list[Answer]:

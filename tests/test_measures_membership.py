@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_answers import ANSWER
 from sklearn.metrics import roc_auc_score
 from viker.evaluate.answers import Answer
 from viker.evaluate.measures.membership import (
@@ -22,17 +23,7 @@ from viker.evaluate.measures.membership import (
     zlib_ratio,
 )
 
-PLAIN = Answer(
-    model="m",
-    split="forget",
-    task="generation",
-    modality="image",
-    person="001",
-    id="0",
-    question="Where?",
-    expected="Geboren in Łódź, 李明 sagt es.",
-    reply="",
-)
+PLAIN = replace(ANSWER, expected="Geboren in Łódź, 李明 sagt es.", reply="")
 
 
 def people(scores: dict[str, list[float]]) -> list[Answer]:

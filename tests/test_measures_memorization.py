@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_answers import ANSWER
 from viker.evaluate.answers import Answer
 from viker.evaluate.measures.memorization import answer_probability, exact_memorization, extraction_strength
 from viker.evaluate.measures.truth_ratio import (
@@ -20,17 +21,7 @@ from viker.evaluate.measures.truth_ratio import (
     uses_paraphrase,
 )
 
-PLAIN = Answer(
-    model="m",
-    split="forget",
-    task="generation",
-    modality="image",
-    person="001",
-    id="0",
-    question="Where?",
-    expected="In Lima.",
-    reply="",
-)
+PLAIN = replace(ANSWER, expected="In Lima.", reply="")
 CHOICE = replace(
     PLAIN,
     task="classification",
