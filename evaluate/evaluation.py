@@ -81,6 +81,8 @@ def evaluate_targets(
     Raises:
         DataError: the source, a model or an answer is not usable; what was begun for that model is removed.
     """
+    if options["engine"] == "vllm":
+        require_vllm()  # before anything that is there is replaced
     protocol = protocol_of(options)
     questions = open_questions(options)
     prompted = prompted_questions(questions, protocol)

@@ -130,7 +130,7 @@ def attending_alone(model: Any) -> Iterator[None]:
 
 
 def _roomy(part_UhPD: Tensor, which_N: Tensor, width: int) -> Tensor:
-    """Return prefixes in room; what is not filled holds zeros, which a mask can hide, as it could not what is no number."""
+    """Return prefixes in room; what is not filled holds zeros: a mask hides numbers, but nothing that is none."""
     _, h, P, D = part_UhPD.shape
     part_NhRD = part_UhPD.new_zeros(len(which_N), h, width, D)
     part_NhRD[:, :, :P] = part_UhPD.index_select(0, which_N)
