@@ -60,7 +60,7 @@ class Clock:
 @click.option("--data", help="Its data; goes with --model.")
 @click.option("--people", type=AT_LEAST_ONE, default=6, show_default=True,
               help="Forget people, and as many retain people, whose questions are asked.")  # fmt: skip
-@click.option("--batch-size", type=AT_LEAST_ONE, default=64, show_default=True, help="viker: questions a batch.")
+@click.option("--batch-size", type=AT_LEAST_ONE, default=512, show_default=True, help="viker: questions a batch.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
               help="What the model computes in.")  # fmt: skip
 @click.option("--rounds", type=AT_LEAST_ONE, default=3, show_default=True,

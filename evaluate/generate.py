@@ -1,8 +1,8 @@
 """Ask a model: greedy replies, and what it thinks of given answers, token by token, in batches that may be spread.
 
-Prompts of one picture go into one batch, so that it runs once (`models/decode.py`); where a model is not one for that
-(`models/decodable.py`), batches are left-padded and `model.generate` runs them, and why is said once. Answers stand
-behind one copy of their image where the model's text can share one (`models/pack.py`), and by themselves elsewhere.
+Prompts of one picture go into one batch, so that it runs once (`models/decode.py`), and so do questions with answers,
+those of one question side by side, so that it runs once too (`models/behind.py`). Where a model is not one for that
+(`models/decodable.py`), prompts go through `model.generate`, left-padded, and answers through plain passes.
 Which rows make a batch depends on the rows alone, so that any number of processes asks alike; a batch that does not
 fit in memory is halved, so a smaller card says the same more slowly. What is asked is `questions.py`'s job, what
 replies are worth `score.py`'s. M answer tokens, m of them at once, D hidden size, V vocabulary.
@@ -20,14 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.example import DataError, Example
-from ..models.decodable import cannot_share, reason_against
+from ..models.behind import answer_states_behind
+from ..models.decodable import reason_against, reason_apart
 from ..models.decode import greedy
 from ..models.encode import Encoded, Encoder, answer_rows, collate
 from ..models.forward import answer_logits, answer_states, head_of, to_device
-from ..models.pack import pack_for
 from ..models.positions import backbone
 
-GROUP_SIZE = 8  # answers behind one image: more share it, but attend to ever longer masked sequences
 LOGITS_AT_ONCE = 2**25  # numbers; a few times so many bytes are held for each answer token's statistics
 
 TokenScores = tuple[tuple[float, float, float, int], ...]
@@ -98,8 +97,8 @@ def reply_batches(rows: Sequence[Encoded], batch_size: int) -> list[list[int]]:
 
 
 def score_batches(rows: Sequence[Encoded], batch_size: int) -> list[list[int]]:
-    """Return which answers are scored together: neighbors of one picture, in batches of one size."""
-    order = [index for group in _by_picture(rows) for index in group]
+    """Return which answers are scored together: neighbors of one picture and question, in batches of one size."""
+    order = [index for group in _by_picture(rows) for index in sorted(group, key=lambda place: rows[place].input_ids)]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
@@ -209,10 +208,8 @@ def _up_to_stop(tokens: list[int], encoder: Encoder) -> list[int]:
 @torch.inference_mode()
 def _scores(model: Any, encoder: Encoder, named: Sequence[tuple[Encoded, str]]) -> list[TokenScores]:
     rows = [row for row, _ in named]
-    inputs, batch_M, position_M, answer_ids_M = _side_by_side(model, encoder, rows)
-    weights = next(model.parameters())
-    inputs = to_device(inputs, weights.device, weights.dtype)
-    parts = _logits_in_parts(model, inputs, batch_M, position_M)
+    answer_ids_M = torch.tensor([token for row in rows for token in row.answer_ids])
+    parts = _logits_in_parts(model, encoder, rows)
     numbers = [_statistics(logits_mV, ids_m) for logits_mV, ids_m in _beside(parts, answer_ids_M)]
     tokens = [token for part in numbers for token in part]
     scores, first = [], 0
@@ -222,17 +219,27 @@ def _scores(model: Any, encoder: Encoder, named: Sequence[tuple[Encoded, str]]) 
     return scores
 
 
-def _logits_in_parts(model: Any, inputs: dict[str, Tensor], batch_M: Tensor, position_M: Tensor) -> Iterator[Tensor]:
+def _logits_in_parts(model: Any, encoder: Encoder, rows: Sequence[Encoded]) -> Iterator[Tensor]:
     """Yield the logits of answer tokens, so many at once that a large vocabulary takes no more memory than a small."""
+    at_once = max(1, LOGITS_AT_ONCE // int(backbone(model).config.get_text_config().vocab_size))
     try:
         head = head_of(model)
     except DataError:  # something is done to logits behind the head, which only the model itself knows
-        logits_MV = answer_logits(model, inputs, batch_M, position_M)
-        yield from logits_MV.split(max(1, LOGITS_AT_ONCE // logits_MV.shape[1]))
+        yield from answer_logits(model, *_apart(model, encoder, rows)).split(at_once)
         return
-    states_MD = answer_states(model, inputs, batch_M, position_M)
-    width = backbone(model).config.get_text_config().vocab_size
-    yield from map(head, states_MD.split(max(1, LOGITS_AT_ONCE // width)))
+    if reason_apart(model, rows, pad_id=encoder.pad_id) is None:
+        states_MD = answer_states_behind(model, rows, pad_id=encoder.pad_id)
+    else:
+        states_MD = answer_states(model, *_apart(model, encoder, rows))
+    yield from map(head, states_MD.split(at_once))
+
+
+def _apart(model: Any, encoder: Encoder, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return a padded batch on the model's device, and where it predicts each answer token."""
+    weights = next(model.parameters())
+    batch_M, position_M, _ = answer_rows(rows)
+    inputs = collate(rows, pad_id=encoder.pad_id, side="right")
+    return to_device(inputs, weights.device, weights.dtype), batch_M, position_M
 
 
 def _beside(parts: Iterator[Tensor], answer_ids_M: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -268,13 +275,3 @@ def _finite(tokens: TokenScores, name: str) -> TokenScores:
                 "overflows: train it again with a lower --learning-rate, or load it in another --dtype."
             )
     return tokens
-
-
-def _side_by_side(
-    model: Any, encoder: Encoder, batch: Sequence[Encoded]
-) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-    """Return the inputs of a batch, and where it predicts each answer token, in the order of the batch."""
-    if cannot_share(model) is not None:
-        return collate(batch, pad_id=encoder.pad_id, side="right"), *answer_rows(batch)
-    packed = pack_for(model, batch, pad_id=encoder.pad_id, group_size=GROUP_SIZE)
-    return packed.inputs, packed.batch_M, packed.position_M, packed.answer_ids_M

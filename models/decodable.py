@@ -1,4 +1,4 @@
-"""Which models `decode.py` may continue prompts with: those whose own `generate` would say the same.
+"""Which models `behind.py` and `decode.py` hold for: those of whom plain passes and `generate` would say the same.
 
 Text that sees a window, or images through cross-attention, cannot stand behind a shared image, and of attention
 functions only one is trusted with a mask of pairs. Settings that a checkpoint brings for generation (a repetition
@@ -60,14 +60,19 @@ def cannot_share(model: Any) -> str | None:
 
 
 def reason_against(model: Any, rows: Sequence[Encoded], *, pad_id: int) -> str | None:
-    """Return why `greedy` might not say what the model's own `generate` does, or None.
+    """Return why `greedy` might not say what the model's own `generate` does, or None."""
+    return _reason_in_settings(model) or reason_apart(model, rows, pad_id=pad_id)
 
-    Distributions are compared once a model, for the first prompt with a picture and the first without.
+
+def reason_apart(model: Any, rows: Sequence[Encoded], *, pad_id: int) -> str | None:
+    """Return why texts have to run apart, each with its own image, or None where `behind.py` gives the same.
+
+    Distributions are compared once a model, for the first text with a picture and the first without.
     """
-    reason = cannot_share(model) or _reason_in_settings(model)
+    reason = cannot_share(model)
     if reason is not None:
         return reason
-    if any(len(split_at_image(row)[1]) < 2 for row in rows):
+    if any(len(split_at_image(row)[1]) <= max(1, len(row.answer_ids)) for row in rows):
         return "expected some tokens behind the last image of every prompt, found a prompt that ends with it"
     checked = _checked.setdefault(backbone(model), {})
     for row in {bool(row.pictures): row for row in reversed(rows)}.values():

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicLayer
 
+from .behind import KeysAndValues
+
 NAME = "viker_one_token"
 COLUMNS_TO_SPARE = 32  # a multiple of what fused kernels ask of the rows of a mask
-
-KeysAndValues = tuple[Tensor, Tensor]  # of a layer
 
 
 class Rooms(Cache):
@@ -39,15 +39,15 @@ class Rooms(Cache):
         """
         self._rooms: list[_Room] = []
         dtype, device = layers[0][0].dtype, layers[0][0].device
-        seen, before = seen_NR.shape[1], layers[0][0].shape[2]
-        width = -(-(seen + 1) // COLUMNS_TO_SPARE) * COLUMNS_TO_SPARE
+        filled, before = seen_NR.shape[1], layers[0][0].shape[2]
+        width = -(-(filled + 1) // COLUMNS_TO_SPARE) * COLUMNS_TO_SPARE
         while layers:
             pair = layers.pop(0)  # freed as soon as it is copied
-            keys_NhRD, values_NhRD = (_roomy(part_UhPD, which_N.to(device), width) for part_UhPD in pair)
-            self._rooms.append(_Room(keys_NhRD, values_NhRD, before))
+            keys, values = (_roomy(part_UhPD, which_N.to(device), filled, width) for part_UhPD in pair)
+            self._rooms.append(_Room(keys, values, before))
         super().__init__(layers=[*self._rooms])
         self._hidden_N11R = torch.full((len(which_N), 1, 1, width), float("-inf"), dtype=dtype, device=device)
-        self._hidden_N11R[:, 0, 0, :seen].masked_fill_(seen_NR.to(device), 0.0)
+        self._hidden_N11R[:, 0, 0, :filled].masked_fill_(seen_NR.to(device), 0.0)
 
     def first_columns(self, place: int, length: int) -> list[KeysAndValues]:
         """Return the first keys and values [1, h, length, D] at one place, a pair a layer."""
@@ -129,11 +129,12 @@ def attending_alone(model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _roomy(part_UhPD: Tensor, which_N: Tensor, width: int) -> Tensor:
-    """Return prefixes in room; what is not filled holds zeros: a mask hides numbers, but nothing that is none."""
+def _roomy(part_UhPD: Tensor, which_N: Tensor, filled: int, width: int) -> Tensor:
+    """Return prefixes in room that will be filled so far, zeros behind: a mask hides numbers, and no others."""
     _, h, P, D = part_UhPD.shape
-    part_NhRD = part_UhPD.new_zeros(len(which_N), h, width, D)
+    part_NhRD = part_UhPD.new_empty(len(which_N), h, width, D)
     part_NhRD[:, :, :P] = part_UhPD.index_select(0, which_N)
+    part_NhRD[:, :, filled:] = 0.0
     return part_NhRD
 
 

@@ -55,7 +55,9 @@ def act_on(finding: Finding, person: str) -> tuple[Digests, str]:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory: its markers first, then its name, then what is in it; links in it are removed as links.
+    """Remove a directory: its marker first, then its name, then what is in it; links in it are removed as links.
+
+    A cache keeps its manifest until it is called `*.purged`: without either nobody could tell whose its rows are.
 
     Raises:
         DataError: it is a link itself.
@@ -63,13 +65,13 @@ def remove_directory(path: Path) -> None:
     """
     if path.is_symlink():
         raise DataError(f"{path}: expected a directory, found a link, which is not followed. Remove it by hand.")
-    for marker in (MARKER, "manifest.json"):
-        (path / marker).unlink(missing_ok=True)
+    (path / MARKER).unlink(missing_ok=True)
     doomed = path
     if not path.name.endswith(PURGED):
         doomed = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PURGED}")
         path.rename(doomed)
         sync(path.parent)
+    (doomed / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(doomed)
     sync(path.parent)
 

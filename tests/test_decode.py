@@ -12,7 +12,7 @@ from family_work import EXAMPLES, asked, each_m_rope, each_naive, each_shared
 from transformers import GenerationMixin
 from viker.data.example import Message
 from viker.data.sources import open_source
-from viker.models import decodable, decode
+from viker.models import behind, decodable, decode
 from viker.models.decodable import cannot_share, reason_against
 from viker.models.decode import Sequences, greedy
 from viker.models.encode import collate
@@ -100,7 +100,7 @@ def test_texts_alone_and_pictures_alone_make_batches_too(family: Loaded) -> None
 def test_positions_by_count_would_be_seen(family: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = prompts(family)
     expected = together(family, rows, NEW_TOKENS, [-1])
-    monkeypatch.setattr(decode, "rope_index_of", lambda model: None)
+    monkeypatch.setattr(behind, "rope_index_of", lambda model: None)
     assert together(family, rows, NEW_TOKENS, [-1]) != expected
     monkeypatch.setattr(decodable, "_checked", type(decodable._checked)())
     assert "differ from a plain pass" in str(reason_against(family.model, rows, pad_id=family.encoder.pad_id))
@@ -178,15 +178,22 @@ def test_however_few_tokens_run_at_once_the_replies_are_the_same(tiny: Loaded, m
     rows = prompts(tiny)
     expected = together(tiny, rows, NEW_TOKENS, [-1])
     for at_once in (1, 60, 120):
-        monkeypatch.setattr(decode, "_TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(behind, "_TOKENS_ON_CPU", at_once)
         assert together(tiny, rows, NEW_TOKENS, [-1]) == expected
 
 
-def test_parts_hold_so_many_tokens_or_one_place() -> None:
-    for at_once, starts in ((1, [0, 1, 2, 3, 4]), (8, [0, 2, 3, 4]), (10, [0, 2, 3]), (22, [0])):
-        parts = list(decode._parts([3, 4, 5, 9, 1], at_once))
-        assert [part.start for part in parts] == starts
-        assert [place for part in parts for place in range(part.start, part.stop)] == [0, 1, 2, 3, 4]
+def test_parts_hold_so_many_tokens_what_is_alike_once_or_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = [behind.Placed(index, (5,) * length, 6, index) for index, length in enumerate([3, 4, 5, 9, 1])]
+    alike = [behind.Placed(0, (5,) * length, 6, index) for index, length in enumerate([3, 4, 5, 9, 10])]
+    for placed, cases in (
+        (apart, ((1, [0, 1, 2, 3, 4]), (8, [0, 2, 3, 4]), (10, [0, 2, 3]), (22, [0]))),
+        (alike, ((1, [0, 1, 2, 3, 4]), (4, [0, 2, 3, 4]), (5, [0, 3, 4]), (10, [0]))),
+    ):
+        for at_once, starts in cases:
+            monkeypatch.setattr(behind, "_TOKENS_ON_CPU", at_once)
+            found = list(behind.parts(placed, torch.device("cpu")))
+            assert [part.start for part in found] == starts
+            assert [one.row for part in found for one in placed[part]] == [0, 1, 2, 3, 4]
 
 
 def test_a_question_that_is_asked_twice_is_answered_twice(tiny: Loaded) -> None:

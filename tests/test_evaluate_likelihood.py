@@ -18,7 +18,7 @@ from viker.data.example import DataError, Message
 from viker.data.sources import open_source
 from viker.evaluate import generate
 from viker.evaluate.ask import Protocol, ask_everything, collect_questions
-from viker.evaluate.generate import GROUP_SIZE, answer_likelihoods, answer_token_scores, score_batch
+from viker.evaluate.generate import answer_likelihoods, answer_token_scores, score_batch
 from viker.models.encode import collate
 from viker.models.load import load, resolve
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from viker.data.example import Example
+    from viker.models.encode import Encoded
     from viker.models.load import Loaded
 
 SPOKEN = dataclasses.replace(EXAMPLES[1], id="x/spoken", images=(), messages=(Message("user", "Where was x born?"),))
@@ -46,21 +47,42 @@ def values(loaded: Loaded, examples: Sequence[Example], batch_size: int = 64) ->
     return [total for total, _ in answer_likelihoods(loaded.model, loaded.encoder, examples, batch_size=batch_size)]
 
 
-def test_neighbors_of_one_picture_run_it_once(
+def test_a_picture_runs_once_and_a_question_too_whatever_its_answers(
     tiny: Loaded, people: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = []
-    real = generate.answer_states
+    """Four options behind each question of two pictures: what is run is the trie of questions and options."""
+    options = [
+        dataclasses.replace(example, id=f"{example.id}/{letter}", answer=answer)
+        for example in people
+        for letter, answer in zip("ABCD", ("Oslo", "a baker", "a red door", "chess"), strict=True)
+    ]
+    expected = [values(tiny, [option])[0] for option in options]
+    rows = [tiny.encoder.encode(option) for option in options]
+    shown: list[int] = []
+    read: list[int] = []
+    features, forward = tiny.model.model.get_image_features, tiny.model.model.language_model.forward
 
-    def counting(model: Any, inputs: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
-        pictures.append(len(inputs["pixel_values"]))
-        return real(model, inputs, *rest)
+    def seeing(*args: Any, **kwargs: Any) -> Any:
+        shown.append(len(kwargs["pixel_values"]))
+        return features(*args, **kwargs)
 
-    monkeypatch.setattr(generate, "answer_states", counting)
-    together = values(tiny, people)
-    assert len(people) > 2 * 4
-    assert sum(pictures) == 2 * math.ceil(len(people) / 2 / GROUP_SIZE)
-    assert together == pytest.approx([values(tiny, [example])[0] for example in people], abs=1e-3)
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        read.append(kwargs["inputs_embeds"].shape[:2].numel())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(tiny.model.model, "get_image_features", seeing)
+    monkeypatch.setattr(tiny.model.model.language_model, "forward", reading)
+    assert values(tiny, options) == pytest.approx(expected, abs=1e-3)
+    assert sum(shown) == len({shown_by(row) for row in rows}) == 2
+    beginnings = {
+        (shown_by(row), row.input_ids[:end]) for row in rows for end in range(row.image_end + 1, len(row.input_ids))
+    }
+    assert sum(read) == 2 * rows[0].image_end + len(beginnings)
+    assert sum(read) < sum(len(row.input_ids) for row in rows) / 3
+
+
+def shown_by(row: Encoded) -> tuple[int, ...]:
+    return tuple(map(id, row.pictures))
 
 
 def test_attention_that_cannot_read_a_mask_of_pairs_gives_the_same(
