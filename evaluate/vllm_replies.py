@@ -11,7 +11,7 @@ lists cost more here than they are worth. Rounding is vLLM's own, so a reply may
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..data.example import DataError, Example
-from ..models.decodable import _HARMLESS, _NEUTRAL
+from ..models.decodable import changing_settings
 from ..models.encode import Encoder
 from ..models.load import Checkpoint
 from ..models.pictures import decode
@@ -192,19 +192,15 @@ def _repetition_penalty(weights: Path) -> float:
     """Return the repetition penalty a model is generated with by default, the one such setting that vLLM is told."""
     if not (weights / "generation_config.json").is_file():
         return 1.0
-    settings: Mapping[str, Any] = GenerationConfig.from_pretrained(weights).to_diff_dict()
-    others = {
-        name: value
-        for name, value in settings.items()
-        if name not in {*_HARMLESS, "repetition_penalty"} and value not in (None, False) and value != _NEUTRAL.get(name)
-    }
+    others = changing_settings(GenerationConfig.from_pretrained(weights))
+    penalty = float(others.pop("repetition_penalty", 1.0))
     if others:
         found = ", ".join(f"{name} {value}" for name, value in sorted(others.items()))
         raise DataError(
             f"{weights}: expected generation settings that greedy decoding in vLLM follows, found others ({found}). "
             "Use --engine transformers."
         )
-    return float(settings.get("repetition_penalty") or 1.0)
+    return penalty
 
 
 def _images(examples: Sequence[Example]) -> list[Any]:

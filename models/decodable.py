@@ -35,7 +35,7 @@ _HARMLESS = frozenset({
 _NEUTRAL = {
     "repetition_penalty": 1, "encoder_repetition_penalty": 1, "guidance_scale": 1, "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "num_return_sequences": 1,
-    "num_beam_groups": 1, "diversity_penalty": 0,
+    "num_beam_groups": 1, "diversity_penalty": 0, "penalty_alpha": 0,
 }  # fmt: skip
 
 _CHECKED_TOKENS = 3
@@ -90,14 +90,18 @@ def _reason_in_settings(model: Any) -> str | None:
     whole = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     if type(whole).generate is not GenerationMixin.generate:
         return f"{type(whole).__name__} has its own way to generate"
-    settings = (whole.generation_config or GenerationConfig()).to_diff_dict()
-    changing = {
-        name: value
-        for name, value in settings.items()
-        if name not in _HARMLESS and value not in (None, False) and value != _NEUTRAL.get(name)
-    }
+    changing = changing_settings(whole.generation_config or GenerationConfig())
     found = ", ".join(f"{name} {value}" for name, value in sorted(changing.items()))
     return f"its generation settings change what is likeliest ({found})" if found else None
+
+
+def changing_settings(config: GenerationConfig) -> dict[str, Any]:
+    """Return the generation settings that make, or may make, other replies than plain greedy decoding, by name."""
+    return {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if name not in _HARMLESS and value is not None and value is not False and value != _NEUTRAL.get(name)
+    }
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from family_work import EXAMPLES, asked, each_m_rope, each_naive, each_shared
-from transformers import GenerationMixin
+from transformers import AttentionInterface, GenerationMixin
 from viker.data.example import Message
 from viker.data.sources import open_source
-from viker.models import behind, decodable, decode
+from viker.models import behind, decodable, decode, room
 from viker.models.decodable import cannot_share, reason_against
 from viker.models.decode import Sequences, greedy
 from viker.models.encode import collate
@@ -182,6 +183,43 @@ def test_however_few_tokens_run_at_once_the_replies_are_the_same(tiny: Loaded, m
         assert together(tiny, rows, NEW_TOKENS, [-1]) == expected
 
 
+@pytest.mark.parametrize("to_spare", [1, 5])
+def test_room_that_grows_on_the_way_changes_no_reply(tiny: Loaded, monkeypatch: Any, to_spare: int) -> None:
+    rows = prompts(tiny)
+    expected = [alone(tiny, row, NEW_TOKENS, [-1]) for row in rows]
+    stops = stops_of(expected)
+    ended = [alone(tiny, row, NEW_TOKENS, stops) for row in rows]
+    monkeypatch.setattr(room, "COLUMNS_TO_SPARE", to_spare)
+    grown: list[int] = []
+    wider = room._wider
+    monkeypatch.setattr(room, "_wider", lambda whole, *rest: grown.append(whole.dim()) or wider(whole, *rest))
+    assert together(tiny, rows, NEW_TOKENS, [-1]) == expected
+    assert together(tiny, rows, NEW_TOKENS, stops) == ended
+    assert len(grown) > 2 * (2 * 4 + 1), "keys and values of four layers, and the mask, more than once"
+
+
+@each_shared
+def test_two_products_attend_as_the_fused_kernel_does(family: Loaded, monkeypatch: Any) -> None:
+    rows = prompts(family)
+    names: list[str] = []
+    attend = room._attend
+
+    def seeing(module: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(module.config._attn_implementation)
+        return attend(module, *args, **kwargs)
+
+    AttentionInterface.register(room.NAME, seeing)
+    try:
+        ours = Sequences(family.model, rows, pad_id=family.encoder.pad_id).logits_NV
+    finally:
+        AttentionInterface.register(room.NAME, attend)
+    assert set(names) == {room.NAME}
+    assert family.model.config.get_text_config()._attn_implementation == "sdpa", "as it was before"
+    monkeypatch.setattr(decode, "attending_alone", lambda _model: contextlib.nullcontext())
+    theirs = Sequences(family.model, rows, pad_id=family.encoder.pad_id).logits_NV
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+
+
 def test_parts_hold_so_many_tokens_what_is_alike_once_or_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
     apart = [behind.Placed(index, (5,) * length, 6, index) for index, length in enumerate([3, 4, 5, 9, 1])]
     alike = [behind.Placed(0, (5,) * length, 6, index) for index, length in enumerate([3, 4, 5, 9, 10])]
@@ -229,7 +267,7 @@ def test_those_from_the_end_fill_what_is_free(going: list[bool]) -> None:
 
 SETTINGS = {
     "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "suppress_tokens": [5], "begin_suppress_tokens": [5],
-    "min_new_tokens": 3, "bad_words_ids": [[5]], "stop_strings": ["a"], "forced_eos_token_id": 2,
+    "min_new_tokens": 3, "bad_words_ids": [[5]], "stop_strings": ["a"], "forced_eos_token_id": 0,
     "sequence_bias": [[[5], 2.0]], "penalty_alpha": 0.6, "max_time": 1.0, "some_setting_of_tomorrow": 1,
 }  # fmt: skip
 
