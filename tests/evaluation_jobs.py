@@ -1,6 +1,6 @@
 """Jobs about a small world, a program that computes them in several processes, and children that come to grief.
 
-python evaluation_jobs.py WORLD MODEL FOLDER NUM_PROCESSES
+python evaluation_jobs.py WORLD MODEL FOLDER NUM_PROCESSES NUM_EXAMPLES
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from viker.models.load import resolve
 BATCH_SIZE = 4
 
 
-def jobs_about(world: Path) -> list[Job]:
+def jobs_about(world: Path, num_examples: int = 48) -> list[Job]:
     """Replies of two lengths and scores, about pictures and without, in no order that batches keep."""
-    examples = list(open_source(str(world)).read("retain"))[:48]
+    examples = list(open_source(str(world)).read("retain"))[:num_examples]
     replies = [Job("reply", example, 4 if index % 3 else 24) for index, example in enumerate(examples)]
     scores = [Job("score", example) for example in examples]
     return [job for pair in zip(replies, scores, strict=True) for job in pair]
@@ -67,8 +67,8 @@ if __name__ == "__main__":
     world, model, folder = map(Path, sys.argv[1:4])
     try:
         run_jobs_in_processes(
-            jobs_about(world), loading_of(model), num_processes=int(sys.argv[4]), batch_size=1, folder=folder,
-            desc="ask", num_threads=1,
+            jobs_about(world, int(sys.argv[5])), loading_of(model), num_processes=int(sys.argv[4]), batch_size=1,
+            folder=folder, desc="ask", num_threads=1,
         )  # fmt: skip
     except DataError as error:
         sys.exit(str(error))

@@ -27,6 +27,9 @@ DEADLINE_S = 240
 STAMP = {"made": "here"}
 
 
+MANY = 480  # examples of a run that is long enough to be killed four times on a fast machine
+
+
 @pytest.fixture(scope="module")
 def jobs(mini_world: Path) -> list[Job]:
     return jobs_about(mini_world)
@@ -120,7 +123,7 @@ def start(mini_world: Path, tiny_model_dir: Path, tmp_path: Path) -> Iterator[ob
     started: list[subprocess.Popen[str]] = []
 
     def begin() -> subprocess.Popen[str]:
-        program = [sys.executable, evaluation_jobs.__file__, mini_world, tiny_model_dir, tmp_path / "kept", "2"]
+        program = [sys.executable, evaluation_jobs.__file__, mini_world, tiny_model_dir, tmp_path / "kept", "2", MANY]
         process = subprocess.Popen(
             list(map(str, program)), env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE,
             start_new_session=True,
@@ -150,9 +153,9 @@ def newest(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_child_group_and_parent_the_results_are_those_of_an_undisturbed_run(
-    jobs, tiny, tiny_model_dir, tmp_path, start
+    mini_world, tiny, tiny_model_dir, tmp_path, start
 ):
-    folder = tmp_path / "kept"
+    folder, jobs = tmp_path / "kept", jobs_about(mini_world, MANY)
     expected = run_jobs(jobs, tiny, batch_size=1, folder=tmp_path / "whole", desc="ask")
     num_batches = len(kept(tmp_path / "whole"))
 
