@@ -86,6 +86,11 @@ def answer_line(answer: Answer) -> str:
     return json.dumps({"schema": ANSWER_SCHEMA, **kept}, ensure_ascii=False, allow_nan=False)
 
 
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write an `answers.jsonl`."""
+    path.write_text("".join(answer_line(answer) + "\n" for answer in answers), encoding="utf-8")
+
+
 def read_answers(path: Path) -> list[Answer]:
     """Read an `answers.jsonl`; a reply may hold what Unicode calls a line break, only a newline ends a line."""
     return parse_answers(path.read_text(encoding="utf-8").split("\n"))

@@ -15,7 +15,7 @@ from ..data.example import DataError
 from ..data.sidecar import Sidecar
 from .answers import Answer, read_answers
 from .measures.compare import as_json, as_text, compare
-from .named_source import facts_of
+from .named_source import facts_of_evaluation
 from .protocols.effects import effects, effects_table
 
 SCHEMA = "viker/comparisons/1"
@@ -52,7 +52,7 @@ def effects_named(named: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
         name, _, place = item.partition("=")
         evaluation = _evaluation(place, None)
         answers.setdefault(name, []).extend(read_answers(evaluation / "answers.jsonl"))
-        facts = facts or facts_of(_asked(evaluation))
+        facts = facts or facts_of_evaluation(read_config(evaluation)["options"])
     rows = effects(answers, facts)
     return [asdict(row) for row in rows], effects_table(rows)
 
@@ -74,7 +74,7 @@ def _worlds(
                 f"--compare: expected one evaluation a run on each side, found two of {name}. Leave one out."
             )
         worlds.append((name, *(read_answers(path / "answers.jsonl") for path in (first, second))))
-        facts[name] = facts_of(_asked(first))
+        facts[name] = facts_of_evaluation(read_config(first)["options"])
     return worlds, facts
 
 
@@ -88,10 +88,3 @@ def _evaluation(name: str, run: Path | None) -> Path:
             f"--compare: expected a complete evaluation, found none at {name}{where}. Run `viker evaluate` first."
         )
     return path
-
-
-def _asked(evaluation: Path) -> dict[str, Any]:
-    """Return what names an evaluation's source."""
-    options = read_config(evaluation)["options"]
-    names = ("data", "ratio", "forget", "data_revision", "controls")
-    return {name: options.get(name) for name in names} | {"forget": options.get("forget") or ()}

@@ -20,7 +20,7 @@ from ..data.sources import open_source
 from ..models.load import pick_device
 from ..models.vllm_start import require_vllm
 from .after_answers import with_fluency, with_grades, with_gradient_norms
-from .answers import Answer, answer_line, count_without_logprob, read_answers
+from .answers import Answer, count_without_logprob, read_answers, write_answers
 from .ask import (
     CLEAR_TASKS,
     CONTROLS,
@@ -103,8 +103,7 @@ def evaluate_targets(
         except ValueError:  # a user's mistake: nothing half-done stays
             shutil.rmtree(target.output)
             raise
-        text = "".join(answer_line(answer) + "\n" for answer in answers)
-        (target.output / "answers.jsonl").write_text(text, encoding="utf-8")
+        write_answers(target.output / "answers.jsonl", answers)
         shutil.rmtree(target.output / _WORK, ignore_errors=True)
         score_kept(target.output, options)
         facts["questions"] = {split: len(examples) for split, examples in questions.items()}

@@ -27,3 +27,9 @@ def facts_of(options: Mapping[str, Any]) -> Sidecar | None:
 def _facts_at(place: Path) -> Sidecar | None:
     path = place / "sidecar.json"
     return read_sidecar(path) if path.is_file() else None
+
+
+def facts_of_evaluation(options: Mapping[str, Any]) -> Sidecar | None:
+    """Return the private words of what an evaluation was asked about, from the options that are kept beside it."""
+    names = ("data", "ratio", "data_revision", "controls")
+    return facts_of({name: options.get(name) for name in names} | {"forget": options.get("forget") or ()})

@@ -17,7 +17,7 @@ from typing import Any
 from ..data.notices import NOTICES
 from ..data.sidecar import Sidecar, read_sidecar
 from .answers import Answer, read_answers
-from .named_source import facts_of
+from .named_source import facts_of_evaluation
 from .report_evidence import evidence_sections
 from .report_likelihood import likelihood_section
 from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
@@ -263,9 +263,9 @@ def _beside(item: Mapping[str, Any], models: Iterable[Mapping[str, Any]], scores
 def _facts_with_controls(run: Run, facts: Sidecar | None) -> Sidecar | None:
     """Return the private words of the source and of the controls that evaluations name; the source's where none do."""
     for stage in run.under("evaluations").values():
-        named = {name: stage.options.get(name) for name in ("data", "ratio", "data_revision", "controls")}
-        if named["controls"] and Path(str(named["controls"])).exists() and named["data"]:
-            return facts_of(named | {"forget": stage.options.get("forget") or ()})
+        controls = stage.options.get("controls")
+        if controls and Path(str(controls)).exists() and stage.options.get("data"):
+            return facts_of_evaluation(stage.options)
     return facts
 
 

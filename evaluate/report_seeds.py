@@ -14,7 +14,7 @@ from ..data.example import canonical_json
 from ..data.sidecar import read_sidecar
 from .answers import Answer, read_answers
 from .measures.aggregate import Evaluation, pool, pooled_json
-from .named_source import facts_of
+from .named_source import facts_of_evaluation
 from .report_evidence_page import interval, number, table
 from .report_run import Run, Stage, sidecar_file
 
@@ -117,10 +117,8 @@ def _evaluation(run: Run, stage: Stage) -> Evaluation:
     answers: list[Answer] = read_answers(stage.path / "answers.jsonl")
     path = sidecar_file(run)
     facts = None if path is None else read_sidecar(path)
-    controls = stage.options.get("controls")
-    if controls and stage.options.get("data"):
-        named = {name: stage.options.get(name) for name in ("data", "ratio", "data_revision", "controls")}
-        facts = facts_of(named | {"forget": stage.options.get("forget") or ()})
+    if stage.options.get("controls") and stage.options.get("data"):
+        facts = facts_of_evaluation(stage.options)
     return _world(run), answers, facts
 
 

@@ -20,7 +20,7 @@ from ...data.artefact import begin, decide, finish, is_complete, write_json
 from ...data.example import DataError, Example, canonical_json, digest_of
 from ...data.sidecar import Sidecar
 from ...models.load import Loaded
-from ..answers import Answer, answer_line, read_answers
+from ..answers import Answer, read_answers, write_answers
 from ..ask import Protocol, ask_everything
 from .attacks import ATTACKS
 from .pictures import STRENGTHS, change_pictures
@@ -161,8 +161,7 @@ def run_attacks(
         except ValueError:  # a user's mistake: nothing half-done stays
             shutil.rmtree(output / name)
             raise
-        lines = "".join(answer_line(answer) + "\n" for answer in answers)
-        (output / name / "answers.jsonl").write_text(lines, encoding="utf-8")
+        write_answers(output / name / "answers.jsonl", answers)
         finish(output / name, {"attack": name, "answers": len(answers), **made}, started=started, device=target.device)
         say(f"attack {name}: {target.name}: {len(answers)} answers in {time.time() - started:.0f} s")
 

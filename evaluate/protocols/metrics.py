@@ -10,9 +10,10 @@ Means, intervals and tables are made by `score.py` and `official_scores.py`.
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from nltk.stem.porter import PorterStemmer
@@ -25,6 +26,7 @@ from ..questions import parse_letter
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 MARKER = "ASSISTANT:"
+_PAIRS_KEPT = 2**14  # retain-only's answers are scored once for every model that is compared with it
 
 _UNSEPARATED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts without word spaces
 
@@ -44,7 +46,7 @@ def answer_scores(answer: Answer, as_published: frozenset[str]) -> dict[str, flo
         return {"accuracy": float(is_right(answer.expected, reply))}
     rouge = published_rouge if "rouge-scripts" in as_published else rouge_of_scripts
     bleu = published_bleu if "bleu-short" in as_published else bleu_of_short
-    scores = rouge(answer.expected, reply) | {"sentence_bleu": bleu(answer.expected, reply)}
+    scores = {**rouge(answer.expected, reply), "sentence_bleu": bleu(answer.expected, reply)}
     logprob = token_logprob(answer)
     return scores if logprob is None else scores | {LOGPROB: logprob}
 
@@ -117,9 +119,10 @@ def published_rouge(expected: str, reply: str) -> dict[str, float]:
     return _f_measures(_published_scorer(), expected, reply)
 
 
-def rouge_of_scripts(expected: str, reply: str) -> dict[str, float]:
+@lru_cache(maxsize=_PAIRS_KEPT)
+def rouge_of_scripts(expected: str, reply: str) -> Mapping[str, float]:
     """Return the published F-measures over words of every script; the published numbers where both are ASCII."""
-    return _f_measures(_scorer_of_scripts(), expected, reply)
+    return MappingProxyType(_f_measures(_scorer_of_scripts(), expected, reply))
 
 
 def _f_measures(scorer: Any, expected: str, reply: str) -> dict[str, float]:
@@ -177,6 +180,7 @@ def published_bleu(expected: str, reply: str) -> float:
     return _bleu(expected, reply, 4)
 
 
+@lru_cache(maxsize=_PAIRS_KEPT)
 def bleu_of_short(expected: str, reply: str) -> float:
     """Return the published BLEU, of no more orders than the expected answer has words."""
     return _bleu(expected, reply, max(1, min(4, len(expected.split()))))
