@@ -37,6 +37,7 @@ from .measures.comparisons import NO_VERDICT
 from .named_source import facts_of, open_named_source
 from .policy import Policy, record_policy
 from .processes import ProcessEnded, threads_each
+from .protocols.clear import OPTION_SUFFIX
 from .protocols.clear_corrections import CORRECTIONS as OF_CLEAR
 from .protocols.clear_table import clear_table
 from .protocols.corrections import as_published
@@ -207,7 +208,7 @@ def _tell_unscored(questions: Mapping[str, Sequence[Example]], prompted: Sequenc
     """Say how many questions the published protocol leaves out: those of the people in its few-shot blocks."""
     asked: dict[str, int] = {}
     for one in prompted:
-        asked[one.split] = asked.get(one.split, 0) + (not one.example.id.endswith("/options"))
+        asked[one.split] = asked.get(one.split, 0) + (not one.example.id.endswith(OPTION_SUFFIX))
     for split, examples in questions.items():
         if (left_out := len(examples) - asked.get(split, 0)) > 0:
             click.echo(

@@ -6,6 +6,8 @@ The tables show a few numbers of the image questions that the headline is made o
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .report_table import table
+
 Rows = list[list[str]]
 
 # Column -> (metric, what it is measured against). A dash is a number that was not measured.
@@ -166,9 +168,3 @@ def number(value: float | None, digits: int = 3) -> str:
 def interval(ci: Sequence[float] | None) -> str:
     """Return an interval to stand behind its number; nothing where there is none."""
     return "" if ci is None else f" [{ci[0]:.3f}, {ci[1]:.3f}]"
-
-
-def table(header: Sequence[str], rows: Rows) -> str:
-    """Return a Markdown table."""
-    lines = [list(header), ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,6 +12,7 @@ from typing import Any
 from .answers import LOGPROB
 from .report_evidence_page import evidence_markdown
 from .report_rank import POINT_VALUES
+from .report_table import escaped, table
 
 _LONGEST_REPLY = 240
 _SCREEN_REPLY = 88
@@ -22,7 +23,6 @@ _TASKS = ("classification", "cloze", "generation")
 _SPLITS = ("forget", "test", "retain-heldout", "real", "retain-seen")  # seen people last: they are no headline
 
 Report = Mapping[str, Any]
-Table = Sequence[Sequence[str]]
 Unit = Callable[[float | None], str]
 
 
@@ -70,7 +70,7 @@ def _headline(report: Report) -> list[str]:
         if headline["no_ranks"] is None
         else f"No ranks: {headline['no_ranks']}; a method that forgets nothing would win every retain score."
     )
-    return [f"## Four numbers a method{_missing(report)}", "Percent.", _table(header, rows), told]
+    return [f"## Four numbers a method{_missing(report)}", "Percent.", table(header, rows), told]
 
 
 def _matched(report: Report) -> list[str]:
@@ -88,7 +88,7 @@ def _matched(report: Report) -> list[str]:
         for row in matched["rows"]
     ]  # fmt: skip
     told = f"The first measured point with forget fact recall at or below {matched['bar']:.1%}. Percent."
-    return [title, told, _table(header, rows), " ".join([*others, *matched["caveats"]])]
+    return [title, told, table(header, rows), " ".join([*others, *matched["caveats"]])]
 
 
 def _likelihood(report: Report) -> list[str]:
@@ -106,7 +106,7 @@ def _likelihood(report: Report) -> list[str]:
         f"Nats a token of the published answers about the forget people ({likelihood['task']}, "
         f"{likelihood['modality']}), mean over people. The same: within one standard error of retain-only's."
     )
-    return [title, told, _table(header, rows)]
+    return [title, told, table(header, rows)]
 
 
 def _head_room(report: Report) -> list[str]:
@@ -125,8 +125,8 @@ def _answers(report: Report) -> list[str]:
         told = {"expected": answer["expected"], **answer["replies"]}
         rows = [[name, _shortened(reply, _LONGEST_REPLY)] for name, reply in told.items()]
         blocks += [
-            f"**{_escaped(answer['question'])}** ({answer['split']}, `{answer['id']}`)",
-            _table(["", "reply"], rows),
+            f"**{escaped(answer['question'])}** ({answer['split']}, `{answer['id']}`)",
+            table(["", "reply"], rows),
         ]
     return blocks
 
@@ -137,7 +137,7 @@ def _seen(report: Report) -> list[str]:
     header = ["model", "retain data", *(column["label"] for column in seen["columns"])]
     rows = [[row["model"], _group(known[row["model"]]), *_values(row)] for row in seen["rows"]]
     told = "A retain term may have trained on these very people: their scores say little about others. Percent."
-    return [f"## Seen retain people{_missing(report)}", told, _table(header, rows)]
+    return [f"## Seen retain people{_missing(report)}", told, table(header, rows)]
 
 
 def _all_scores(report: Report) -> list[str]:
@@ -151,7 +151,7 @@ def _all_scores(report: Report) -> list[str]:
                 cells.setdefault((record["task"], record["modality"], record["metric"]), {})[record["model"]] = record
         ordered = sorted(cells, key=lambda cell: (_TASKS.index(cell[0]) if cell[0] in _TASKS else len(_TASKS), cell[1]))
         rows = [[*cell, *(_record(cells[cell].get(name)) for name in names)] for cell in ordered]
-        blocks += [f"### {split}{_missing(report)}", _table(["task", "modality", "metric", *names], rows)]
+        blocks += [f"### {split}{_missing(report)}", table(["task", "modality", "metric", *names], rows)]
     return blocks
 
 
@@ -169,7 +169,7 @@ def _published(report: Report) -> list[str]:
         f"As published, in the publisher's unit; ours in percent, `{LOGPROB}` in nats a token. `retain` stands beside "
         "our held-out half. Other seeds and weights."
     )
-    return [f"## Published numbers beside ours{_missing(report)}", told, _table(header, rows)]
+    return [f"## Published numbers beside ours{_missing(report)}", told, table(header, rows)]
 
 
 def _models(report: Report) -> list[str]:
@@ -180,7 +180,7 @@ def _models(report: Report) -> list[str]:
         for model in report["models"]
     ]  # fmt: skip
     told = "Reversible: the base still knows. Merge with `viker adapter export --merge`."
-    return [f"## Models{_missing(report)}", _table(header, rows), told]
+    return [f"## Models{_missing(report)}", table(header, rows), told]
 
 
 def _cost(report: Report) -> list[str]:
@@ -194,7 +194,7 @@ def _cost(report: Report) -> list[str]:
         for stage in report["stages"]
     ]
     told = "Peak memory is its process's so far: stages that one command ran share it."
-    return [f"## Cost{_missing(report)}", _table(["stage", "seconds", "peak memory (GB)", "device"], rows), told]
+    return [f"## Cost{_missing(report)}", table(["stage", "seconds", "peak memory (GB)", "device"], rows), told]
 
 
 def _provenance(report: Report) -> list[str]:
@@ -206,7 +206,7 @@ def _provenance(report: Report) -> list[str]:
     found = {f"{name} {version}" for stage in report["stages"] for name, version in (stage["libraries"] or {}).items()}
     header = ["stage", "finished", "viker", "config digest", "caches (key/root)"]
     told = f"Libraries: {', '.join(sorted(found))}. Commands and full digests are in `report.json`."
-    return [f"## Provenance{_missing(report)}", _table(header, rows), told]
+    return [f"## Provenance{_missing(report)}", table(header, rows), told]
 
 
 def _missing(report: Report) -> str:
@@ -214,15 +214,6 @@ def _missing(report: Report) -> str:
     names = {row["model"] for row in report["headline"]["rows"]}
     missing = [name for name in ("vanilla", "retain-only") if name not in names]
     return f" (without {' and '.join(missing)})" if missing else ""
-
-
-def _table(header: Sequence[str], rows: Table) -> str:
-    lines = [header, ["---"] * len(header), *([_escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _shortened(reply: str | None, longest: int) -> str:

@@ -15,8 +15,9 @@ from ..data.sidecar import read_sidecar
 from .answers import Answer, read_answers
 from .measures.aggregate import Evaluation, pool, pooled_json
 from .named_source import facts_of_evaluation
-from .report_evidence_page import interval, number, table
+from .report_evidence_page import interval, number
 from .report_run import Run, Stage, sidecar_file
+from .report_table import table
 
 SCHEMA = "viker/pooled-report/1"
 _PLACES = frozenset({"seed", "data", "model", "looks", "controls", "vanilla", "data_revision", "processor", "cache"})
