@@ -6,7 +6,7 @@ are strangers' text: they are escaped and shortened, never left out. Numbers com
 cannot disagree with it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .answers import LOGPROB
