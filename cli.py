@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "precompute": (".precompute.commands", "Run the frozen teacher once and store its rows in a cache."),
     "train": (".train.commands", "Unlearn from cached rows, without the teacher."),
     "evaluate": (".evaluate.commands", "Say what was forgotten and what survived."),
-    "report": (".evaluate.report_commands", "Put a run's numbers and answers on one page."),
+    "report": (".evaluate.report.commands", "Put a run's numbers and answers on one page."),
     "ask": (".evaluate.ask_commands", "Ask a model one question about a picture."),
     "adapter": (".train.adapter_commands", "List, inspect or export the adapters of a run."),
     "cache": (".precompute.cache_commands", "List, check, extend, share or remove teacher caches."),

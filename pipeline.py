@@ -23,7 +23,7 @@ SCENARIOS = {"mllmu": "mini", "clear": "mini-clear", "own": "own"}
 _COMMANDS = {
     "data": (".data.commands", "make"), "finetune": (".train.finetune_commands", "vanilla"),
     "precompute": (".precompute.commands", None), "train": (".train.commands", None),
-    "evaluate": (".evaluate.commands", None), "report": (".evaluate.report_commands", None),
+    "evaluate": (".evaluate.commands", None), "report": (".evaluate.report.commands", None),
 }  # fmt: skip
 _OWN_OPTIONS = {
     "--preset": "preset",

@@ -10,7 +10,7 @@ from viker.data.sidecar import Sidecar
 from viker.evaluate.answers import Answer
 from viker.evaluate.measures.comparisons import NO_VERDICT, Measure, label, measure, measures_json
 from viker.evaluate.measures.per_answer import per_answer
-from viker.evaluate.report_likelihood import LESS, NO_ERROR, OVER, SAME
+from viker.evaluate.report.likelihood import LESS, NO_ERROR, OVER, SAME
 from viker.evaluate.score import score_answers
 
 FACTS = Sidecar(

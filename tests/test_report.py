@@ -17,7 +17,7 @@ from viker.data.sidecar import read_sidecar
 from viker.evaluate.answers import Answer, answer_line
 from viker.evaluate.matched import forgetting_threshold
 from viker.evaluate.recall import fact_recall_by_person
-from viker.evaluate.report_likelihood import verdict_on
+from viker.evaluate.report.likelihood import verdict_on
 from viker.evaluate.score import score_answers, scores_json
 
 if TYPE_CHECKING:

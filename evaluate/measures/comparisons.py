@@ -4,7 +4,7 @@ A record is a number and what it is measured against: "nothing" (the model alone
 to the model that never knew), or the split of strangers ("controls"). A metric's name with `_difference` behind it is
 the model minus what it is measured against. A value of None is not measured, never zero, and `note` says why.
 Vanilla and retain-only are measured by the same function: what they reach is what an adapter's numbers stand beside.
-Differences from retain-only say in `note` which way they go (`report_likelihood.py`'s words: less forgotten, the same,
+Differences from retain-only say in `note` which way they go (`report/likelihood.py`'s words: less forgotten, the same,
 over-forgotten). Which of these numbers decides is a policy's to say.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from ...data.sidecar import Sidecar
 from ..answers import Answer
 from ..matched import mean_and_standard_error
-from ..report_likelihood import NO_ERROR, verdict_on
+from ..report.likelihood import NO_ERROR, verdict_on
 from .controls import METRICS as _GROW_WITH_KNOWLEDGE
 from .controls import ControlsDifference, controls_differences
 from .distance import Distance, distances

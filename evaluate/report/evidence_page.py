@@ -6,7 +6,7 @@ The tables show a few numbers of the image questions that the headline is made o
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_table import table
+from .table import table
 
 Rows = list[list[str]]
 

@@ -2,7 +2,7 @@
 
 Everything is derived from what evaluations keep: measures from answers (`measures/`), recoveries from `attacks.json`,
 verdicts from `verdict.json`. A number that was not measured is left out of a row, never put as zero, and a section
-without any says what to run. How it looks is `report_evidence_page.py`'s.
+without any says what to run. How it looks is `evidence_page.py`'s.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..data.artefact import read_json
-from ..data.sidecar import Sidecar
-from .answers import Answer
-from .measures.coherence import coherence, spoken_of
-from .measures.comparisons import NO_VERDICT, Measure, label, measure
-from .protocols.clear_table import clear_table
-from .report_run import Run
+from ...data.artefact import read_json
+from ...data.sidecar import Sidecar
+from ..answers import Answer
+from ..measures.coherence import coherence, spoken_of
+from ..measures.comparisons import NO_VERDICT, Measure, label, measure
+from ..protocols.clear_table import clear_table
+from .run import Run
 
 IDEAL, VANILLA = "retain-only", "vanilla"
 SPOKEN_SPLITS = ("forget", "retain-heldout")

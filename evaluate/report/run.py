@@ -2,7 +2,7 @@
 
 Only JSON is read, so that deciding whether a report is still true costs milliseconds. A stage that was interrupted is
 listed, never left out in silence; an evaluation is stale where a model or data folder was made again after it.
-What the numbers mean is `report.py`'s work, how they look `report_page.py`'s.
+What the numbers mean is `content.py`'s work, how they look `page.py`'s.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.artefact import is_complete, read_config, read_json
-from ..data.example import DataError, canonical_json
+from ...data.artefact import is_complete, read_config, read_json
+from ...data.example import DataError, canonical_json
 
 CONFIG_SCHEMA = "viker/report-config/1"
 _SINGLE = ("data", "base", "vanilla", "retain-only")

@@ -5,8 +5,8 @@ in an evaluation's `scores.json` or a trajectory. Comparing honestly decides the
 and retain-only stand beside every adapter or the titles say that they are missing; held-out retain people are the
 headline and seen ones stand apart; methods with and without retain data are ranked apart; and a method is only ranked
 once it has forgotten as much as retain-only never knew, for one that forgets nothing would win every retain score.
-Reading the run is `report_run.py`'s work, ranks and matched forgetting `report_rank.py`'s, how far answers were pushed
-down `report_likelihood.py`'s, pages `report_page.py`'s.
+Reading the run is `run.py`'s work, ranks and matched forgetting `rank.py`'s, how far answers were pushed
+down `likelihood.py`'s, pages `page.py`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +14,14 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from ..data.notices import NOTICES
-from ..data.sidecar import Sidecar, read_sidecar
-from .answers import Answer, read_answers
-from .named_source import facts_of_evaluation
-from .report_evidence import evidence_sections
-from .report_likelihood import likelihood_section
-from .report_rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
-from .report_run import Run, Stage, read_scores, sidecar_file, stale_inputs
+from ...data.notices import NOTICES
+from ...data.sidecar import Sidecar, read_sidecar
+from ..answers import Answer, read_answers
+from ..named_source import facts_of_evaluation
+from .evidence import evidence_sections
+from .likelihood import likelihood_section
+from .rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
+from .run import Run, Stage, read_scores, sidecar_file, stale_inputs
 
 SCHEMA = "viker/report/1"
 PRIVACY = "This page quotes private answers: keep it as you keep the forget set."

@@ -4,14 +4,14 @@ Fact recall stops at zero, likelihood does not: an answer that is said no more m
 unlikely that its absence gives it away. Retain-only says how likely the published answers are to a model that never met
 the people. Each model's mean log-probability per token of them is a mean over people of means over their questions,
 taken over the questions that both models were asked, and one standard error of retain-only's over those people is what
-counts as the same. Scores per split are in `scores.json`; whose recall is low enough is `report_rank.py`'s work.
+counts as the same. Scores per split are in `scores.json`; whose recall is low enough is `rank.py`'s work.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .answers import Answer, token_logprob
-from .matched import mean_and_standard_error
+from ..answers import Answer, token_logprob
+from ..matched import mean_and_standard_error
 
 LESS = "less forgotten than a model that never knew"
 SAME = "about the same"

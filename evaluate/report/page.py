@@ -1,4 +1,4 @@
-"""Lay a report out: `report.md` for people, and the last screen of a run, from the record that `report.py` makes.
+"""Lay a report out: `report.md` for people, and the last screen of a run, from the record that `content.py` makes.
 
 Plain Markdown tables, because they read in a terminal, a pull request and a browser alike. Values are shares, printed
 in percent, or log-probabilities in nats a token; intervals stand behind where there are enough people for one. Replies
@@ -9,10 +9,10 @@ cannot disagree with it.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .answers import LOGPROB
-from .report_evidence_page import evidence_markdown
-from .report_rank import POINT_VALUES
-from .report_table import escaped, table
+from ..answers import LOGPROB
+from .evidence_page import evidence_markdown
+from .rank import POINT_VALUES
+from .table import escaped, table
 
 _LONGEST_REPLY = 240
 _SCREEN_REPLY = 88

@@ -2,22 +2,22 @@
 
 Models are matched by their options, since an adapter's name holds a digest of its seed and inputs; what is not in every
 run is listed. A world is what a run's data was made from: two training seeds on one world give no new people
-(`measures/aggregate.py`, which also makes the numbers). Of one run, `report.py` tells much more.
+(`measures/aggregate.py`, which also makes the numbers). Of one run, `content.py` tells much more.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..data.artefact import ArtefactMismatch, differences
-from ..data.example import canonical_json
-from ..data.sidecar import read_sidecar
-from .answers import Answer, read_answers
-from .measures.aggregate import Evaluation, pool, pooled_json
-from .named_source import facts_of_evaluation
-from .report_evidence_page import interval, number
-from .report_run import Run, Stage, sidecar_file
-from .report_table import table
+from ...data.artefact import ArtefactMismatch, differences
+from ...data.example import canonical_json
+from ...data.sidecar import read_sidecar
+from ..answers import Answer, read_answers
+from ..measures.aggregate import Evaluation, pool, pooled_json
+from ..named_source import facts_of_evaluation
+from .evidence_page import interval, number
+from .run import Run, Stage, sidecar_file
+from .table import table
 
 SCHEMA = "viker/pooled-report/1"
 _PLACES = frozenset({"seed", "data", "model", "looks", "controls", "vanilla", "data_revision", "processor", "cache"})

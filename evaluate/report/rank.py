@@ -8,11 +8,11 @@ retain people are ranked apart from those that do not (design, section 11); a me
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..data.sidecar import Sidecar
-from .answers import Answer
-from .matched import first_crossing, forgetting_threshold, mean_and_standard_error
-from .recall import fact_recall_by_person
-from .report_run import Run, read_lines
+from ...data.sidecar import Sidecar
+from ..answers import Answer
+from ..matched import first_crossing, forgetting_threshold, mean_and_standard_error
+from ..recall import fact_recall_by_person
+from .run import Run, read_lines
 
 SPLITS = ("forget", "retain-seen", "retain-heldout")
 POINT_VALUES = ("forget_fact", "retain_heldout_fact", "retain_heldout_rougeL", "retain_seen_fact")

@@ -2,7 +2,7 @@
 
 The report is a derived view over all adapters of a run, so one made of other inputs is never a conflict, only old.
 What it depends on is in its `config.json`: the stamps of every stage and the presets' lists. Comparing those imports
-no library; only a report that has to be made waits for `report.py`.
+no library; only a report that has to be made waits for `content.py`.
 """
 
 import time
@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from ..data.artefact import begin, finish, is_complete, read_config, write_json
-from ..data.example import DataError
-from ..data.options import config_option, run_directory
-from .report_run import Run, read_run, report_config
+from ...data.artefact import begin, finish, is_complete, read_config, write_json
+from ...data.example import DataError
+from ...data.options import config_option, run_directory
+from .run import Run, read_run, report_config
 
 _PUBLISHED_FIELDS = frozenset({"row", "split", "metric", "value", "source"})
 
@@ -68,7 +68,7 @@ def command(
 
 def _pool(paths: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
     """Write the report of several runs."""
-    from .report_seeds import pooled_markdown, pooled_report
+    from .seeds import pooled_markdown, pooled_report
 
     if output is None:
         raise click.UsageError("report: expected --output DIR for the report of several runs, found none.")
@@ -87,8 +87,8 @@ def _pool(paths: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
 
 def _write_report(run: Run, config: dict[str, Any], output: Path) -> str:
     """Make a report, replacing an older one only when the new one is ready, and return its last screen."""
-    from .report import build_report
-    from .report_page import print_last_screen, render_markdown
+    from .content import build_report
+    from .page import print_last_screen, render_markdown
 
     started = time.time()
     report = build_report(run, **config["options"])
