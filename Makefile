@@ -24,8 +24,8 @@ test: environment ## the suite, without what takes minutes or special hardware
 test-slow: environment ## the end-to-end tests, minutes each
 	"$(BIN)/python" -m pytest -m "slow and not gpu and not vllm and not browser"
 
-docs: environment ## write docs/commands.md from the command line, docs/methods.md and docs/protocols.md from the records
-	"$(BIN)/python" docs/write_commands.py && "$(BIN)/python" docs/write_methods.py && "$(BIN)/python" docs/write_protocols.py
+docs: environment ## write docs/commands.md from the command line, docs/methods.md and docs/protocols.md from the records, results from their JSON
+	"$(BIN)/python" docs/write_commands.py && "$(BIN)/python" docs/write_methods.py && "$(BIN)/python" docs/write_protocols.py && "$(BIN)/python" docs/write_results.py
 
 golden: environment ## write the golden files again; look at the difference before you keep it
 	VIKER_GOLDEN=1 "$(BIN)/python" -m pytest tests/test_cache_format.py tests/test_golden_answers.py && "$(BIN)/python" tests/test_encode.py && "$(BIN)/python" tests/test_families.py

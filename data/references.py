@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .example import DataError, EncodedImage, canonical_json
-from .halves import half_of
+from .example import DataError, EncodedImage, Example, canonical_json
+from .halves import half_of, training_questions
 from .notices import NOTICES
 from .portraits import encode_png, noise_picture, pattern_picture
 from .source import Source
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _MAX_IMAGE_BYTES = 64 * 1024 * 1024
-_BUILT_IN = {"patterns": pattern_picture, "noise": noise_picture}
+BUILT_IN = {"patterns": pattern_picture, "noise": noise_picture}
 BUILT_IN_SIZE = 48
 CELEBRITIES = "celebrities"
+OWN_PEOPLE = ("forget", "retain")  # ablations alone: a pool otherwise never holds anybody to forget or retain
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +65,48 @@ def read_pool(folder: Path) -> Pool:
     return make_pool(folder.name, [EncodedImage(path.read_bytes(), str(path)) for path in paths])
 
 
+def built_in_pool(name: str) -> Pool:
+    """Return `patterns` or `noise`, the pools that need neither a folder nor a source."""
+    draw = BUILT_IN[name]
+    pictures = [encode_png(draw(random.Random(f"viker/{name}/{index}"))) for index in range(BUILT_IN_SIZE)]
+    return make_pool(name, [EncodedImage(data, f"{name} {index}") for index, data in enumerate(pictures)])
+
+
 def open_pool(spec: str, source: Source) -> Pool:
     """Return a pool by name or folder: `patterns`, `noise`, `celebrities` (half of the source's real people), or path.
+
+    `forget` and `retain` are the source's own people, all pictures there are of those to forget, and the training
+    pictures of retain people that a retain term may use. They show what a pool must not be (arXiv 2601.22020, App. C.6).
 
     Raises:
         DataError: nothing usable is there, or the folder holds the embedded benchmark's pictures and the source is
             another.
     """
-    if spec in _BUILT_IN and not Path(spec).is_dir():
-        draw = _BUILT_IN[spec]
-        pictures = [encode_png(draw(random.Random(f"viker/{spec}/{index}"))) for index in range(BUILT_IN_SIZE)]
-        return make_pool(spec, [EncodedImage(data, f"{spec} {index}") for index, data in enumerate(pictures)])
+    if spec in BUILT_IN and not Path(spec).is_dir():
+        return built_in_pool(spec)
     if spec == CELEBRITIES:
         faces = "real_faces" if "real_faces" in source.splits() else "real"  # CLEAR's others are things, not people
         shown = [example for example in source.read(faces) if half_of(example.people[0]) == "seen"]
         return make_pool(spec, [image for example in shown for image in example.images])
+    if spec in OWN_PEOPLE and not Path(spec).is_dir():
+        return make_pool(spec, [image for example in _own_people(spec, source) for image in example.images])
     _refuse_mini(Path(spec), source)
     return read_pool(Path(spec))
+
+
+def _own_people(spec: str, source: Source) -> list[Example]:
+    """Return the examples that show the people to forget, or those retain people that training may look at."""
+    if spec == "retain":
+        return training_questions(source, "retain-seen")
+    return [*source.training("forget"), *questions_of_test(source)]
+
+
+def questions_of_test(source: Source) -> list[Example]:
+    """Return the questions of the test split, which shows other pictures of the forget people; none without one."""
+    try:
+        return list(source.read("test"))
+    except DataError:
+        return []
 
 
 def _refuse_mini(folder: Path, source: Source) -> None:

@@ -32,7 +32,7 @@ BATCH_SIZE = 64
 
 def measurer(
     data: str, ratio: str | None, forget: Sequence[str], people_per_half: int
-) -> Callable[[Any, Encoder], dict[str, float]]:
+) -> Callable[[Any, Encoder], dict[str, Any]]:
     """Return a function that measures a model on a source's questions; files are read once, here."""
     source = open_source(data, ratio=ratio, forget=forget)
     questions = trajectory_questions(source, people_per_half)
@@ -41,7 +41,7 @@ def measurer(
 
     longest = max(MAX_NEW_TOKENS[example.task] for examples in questions.values() for example in examples)
 
-    def measure(model: Any, encoder: Encoder) -> dict[str, float]:
+    def measure(model: Any, encoder: Encoder) -> dict[str, Any]:
         return measure_point(model, encoder, questions, facts, max_new_tokens=longest, batch_size=BATCH_SIZE)
 
     return measure
@@ -69,27 +69,28 @@ def measure_point(
     *,
     max_new_tokens: int,
     batch_size: int,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return one point: `<split>_<value>` of each split that has questions.
 
     Values are `rougeL`, `answer_logprob` (nats a token of the published answer), `repetition` and `blank`, means over
-    answers, and where facts are known `fact`, the mean recall over people.
+    answers, and where facts are known `fact`, the mean recall over people, with `fact_people`, the [hits, facts] of each
+    in the order of their ids and without them: what intervals are made from, and all that is kept of anybody.
     """
     splits = [split for split, examples in questions.items() for _ in examples]
     asked = [example for examples in questions.values() for example in examples]
     replies = generate_replies(model, encoder, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
     likelihoods = answer_likelihoods(model, encoder, asked, batch_size=batch_size)
     answers = [_answer(*each) for each in zip(splits, asked, replies, likelihoods, strict=True)]
-    point: dict[str, float] = {}
+    point: dict[str, Any] = {}
     for split in dict.fromkeys(splits):
         values = _split_values([answer for answer in answers if answer.split == split], facts)
         point |= {f"{split.replace('-', '_')}_{name}": value for name, value in values.items()}
     return point
 
 
-def _split_values(answers: Sequence[Answer], facts: Sidecar | None) -> dict[str, float]:
+def _split_values(answers: Sequence[Answer], facts: Sidecar | None) -> dict[str, Any]:
     replies = [answer.reply or "" for answer in answers]
-    values = {
+    values: dict[str, Any] = {
         "rougeL": fmean(
             rouge_of_scripts(answer.expected, reply)["rougeL"] for answer, reply in zip(answers, replies, strict=True)
         ),
@@ -98,7 +99,10 @@ def _split_values(answers: Sequence[Answer], facts: Sidecar | None) -> dict[str,
         "blank": blank_share(replies),
     }
     recall = fact_recall_by_person(answers, facts)
-    return values | ({"fact": mean_and_standard_error(recall)[0]} if recall else {})
+    if not recall:
+        return values
+    people = [list(recall[person]) for person in sorted(recall)]
+    return values | {"fact": mean_and_standard_error(recall)[0], "fact_people": people}
 
 
 def _answer(split: str, example: Example, reply: str, answer_logprob: tuple[float, int]) -> Answer:

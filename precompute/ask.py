@@ -5,13 +5,14 @@ found there has to have the same name. Whether a cache of that name exists, and 
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.example import DataError, Example
 from ..data.halves import training_questions
 from ..data.inputs import other_commits
 from ..data.kinds import REPLACES_IMAGES
-from ..data.references import Pool, open_pool
+from ..data.references import OWN_PEOPLE, Pool, open_pool, questions_of_test
 from ..data.source import Source
 from ..data.sources import open_source
 from ..models.encode import Encoder
@@ -52,7 +53,7 @@ def ask(options: Mapping[str, Any], announce: Callable[[str], None]) -> Asked:
     ):
         announce(f"precompute: WARNING: {line}")
     examples = _examples(source, options, announce)
-    intervention = _intervention(options, source, examples)
+    intervention = _intervention(options, source, examples, announce)
     identity = teacher_identity(checkpoint, encoder, quantization=options.get("quantization"))
     request = make_request(
         encoder, examples, intervention, identity, top_k=options["top_k"],
@@ -73,23 +74,23 @@ def _examples(source: Any, options: Mapping[str, Any], announce: Callable[[str],
     return examples
 
 
-def _intervention(options: Mapping[str, Any], source: Source, examples: list[Example]) -> Intervention:
+def _intervention(
+    options: Mapping[str, Any], source: Source, examples: list[Example], announce: Callable[[str], None]
+) -> Intervention:
     pool = None
     if options["teacher"] == "reference":
         pool = open_pool(options["pool"], source)
-        _refuse_known_people(pool, [*examples, *source.training("all"), *_asked(source)])
+        if pool.name in OWN_PEOPLE and not Path(options["pool"]).is_dir():
+            announce(
+                f"precompute: WARNING: the pool `{pool.name}` shows the people themselves: an ablation. Rows made from "
+                "it say what is to be forgotten, or to be kept; never unlearn a person from them."
+            )
+        else:
+            _refuse_known_people(pool, [*examples, *source.training("all"), *questions_of_test(source)])
     return Intervention(
         kind=options["teacher"], answers=options["answers"], pool=pool, num_references=options["num_references"],
         seed=options["seed"], shared=options["shared_references"], instruction=options["instruction"],
     )  # fmt: skip
-
-
-def _asked(source: Source) -> list[Example]:
-    """Return the questions of the test split, which shows other pictures of the forget people."""
-    try:
-        return list(source.read("test"))
-    except DataError:  # a source may come without a test split
-        return []
 
 
 def _refuse_known_people(pool: Pool, examples: list[Example]) -> None:

@@ -15,53 +15,71 @@ import click
 from ..data.example import DataError
 from ..train.choose_method import choose_method, find_method
 from ..train.method import Method
+from .analyze import DIAGNOSED
 from .collect import contender_of
-from .grid import OPTIONS, REFERENCES, Axis, Setting, expand, option_axis, read_numbers, references_axis, setting_axis
-from .jobs import Job, Recipe, recipe_words
+from .grid import Setting, read_numbers
+from .jobs import Job, Recipe, draw_of, recipe_words
+from .parts import resolve_parts
 from .prepare import Role, Run, Step, rows_to_make, steps, world
-from .studies import STUDIES
+from .study import STUDIES, Study
 
-_AXES = {"learning_rates": "learning_rate", "lambdas": "lambda", "retains": "retain", "top_ks": "top_k"}
 _MINI = "mini"
 _LOGGED = ("--teacher", "reference", "--split", "forget")  # rows that every log of a world speaks of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A sweep: its runs, its settings, what all jobs have in common; `told` is what the results file says of it."""
+    """A sweep: its runs, its settings, what all jobs have in common; `told` is what the results file says of it.
+
+    `follows` names by label the settings whose learning rate is that which another contender is chosen.
+    """
 
     runs: tuple[Run, ...]
     settings: tuple[Setting, ...]
+    follows: Mapping[str, str]
     seeds: tuple[int, ...]
     recipe: Recipe
-    top_ks: tuple[int, ...]
-    references: tuple[int, ...]
+    analyses: tuple[str, ...]
     told: Mapping[str, Any]
 
     def under(self, role: Role) -> list[Run]:
         """Return the runs of a role."""
         return [run for run in self.runs if run.role == role]
 
+    @property
+    def tried(self) -> list[Setting]:
+        """The settings that are trained on development worlds, to be chosen from."""
+        return [setting for setting in self.settings if setting.label not in self.follows]
+
     def jobs(self, role: Role, settings: Sequence[Setting]) -> list[Job]:
         """Return the trainings of settings in the runs of a role."""
+        diagnosed = role == "reported" and DIAGNOSED in self.analyses
+        recipe = self.recipe.diagnosed() if diagnosed else self.recipe
         return [
-            Job(run, setting, seed, self.recipe)
-            for run in self.under(role)
-            for setting in settings
-            for seed in self.seeds
+            Job(run, setting, seed, recipe) for run in self.under(role) for setting in settings for seed in self.seeds
         ]
 
     def steps(self, run: Run) -> list[Step]:
         """Return the commands after which a run can be trained in."""
-        rows = rows_to_make([record_of(setting) for setting in self.settings], self.top_ks)
+        settings = self.settings if run.role == "reported" else self.tried
+        rows = rows_to_make([record_of(setting) for setting in settings], self._values("top_k"))
         logged = [_LOGGED] if run.is_world and not any(words[: len(_LOGGED)] == _LOGGED for words in rows) else []
-        return steps(run, [*logged, *rows], self.references)
+        draws = [draw for setting in settings if (draw := draw_of(setting)) is not None]
+        return steps(run, [*logged, *rows], list(dict.fromkeys(draws)))
+
+    def _values(self, axis: str) -> tuple[int, ...]:
+        found = [setting.values[axis] for setting in self.settings if axis in setting.values]
+        return tuple(dict.fromkeys(map(int, found)))
 
 
 def record_of(setting: Setting) -> Method:
-    """Return the record of a method under a setting: its weights decide which rows it reads."""
-    values = setting.values
-    return choose_method(setting.method, lambda_=values.get("lambda"), retain=values.get("retain"))
+    """Return the record of a method under a setting: its weights and words decide which rows it reads."""
+    values: Mapping[str, Any] = setting.values
+    return choose_method(
+        setting.method, lambda_=values.get("lambda"), retain=values.get("retain"), ascent=values.get("ascent"),
+        regularizer=values.get("regularizer"), token_lambda=values.get("token_lambda", "constant"),
+        teacher=values.get("teacher"),
+    )  # fmt: skip
 
 
 def ranked_as(setting: Setting) -> tuple[str, bool]:
@@ -76,39 +94,36 @@ def resolve(options: Mapping[str, Any], preset: str | None, announce: Callable[[
     Raises:
         click.UsageError, DataError: it cannot be.
     """
-    options = _with_study(options)
+    study = None if options["study"] is None else STUDIES[options["study"]]
+    options = _with_study(options, study)
     runs = _runs(options, preset)
     preset = preset or (_MINI if runs[0].is_world else None)
     shared = recipe_words(
         options["num_train_epochs"], options["evaluate_every"], options["evaluate_people"], options["train_options"]
     )
-    recipe, axes = Recipe(preset, shared), _axes(options)
-    methods = [(name, find_method(name)) for name in dict.fromkeys(options["methods"].split(","))]
+    recipe = Recipe(preset, shared)
+    asked_parts = resolve_parts(study, options, recipe.name_of(), announce)
     seeds = read_numbers("--seeds", options["seeds"], int)
     told = {
         "command": shlex.join(["viker", *sys.argv[1:]]), "study": options["study"], "preset": preset,
-        "methods": [name for name, _ in methods], "seeds": seeds,
-        "axes": {axis.option: [choice.value for choice in axis.choices] for axis in axes},
+        "methods": asked_parts.methods, "seeds": seeds, "axes": asked_parts.axes,
+        "parts": [part._asdict() for part in asked_parts.parts],
         "num_train_epochs": options["num_train_epochs"], "evaluate_every": options["evaluate_every"],
         "evaluate_people": options["evaluate_people"], "train_options": list(options["train_options"]),
     }  # fmt: skip
     return Asked(
-        runs=tuple(runs), settings=tuple(expand(methods, axes, recipe.name_of(), announce)), seeds=tuple(seeds),
-        recipe=recipe, top_ks=_values(axes, "top_k"), references=_values(axes, REFERENCES), told=told,
+        runs=tuple(runs), settings=asked_parts.settings, follows=asked_parts.follows, seeds=tuple(seeds),
+        recipe=recipe, analyses=() if study is None else study.analyses, told=told,
     )  # fmt: skip
 
 
-def _with_study(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with a study's axes where none were named."""
+def _with_study(options: Mapping[str, Any], study: Study | None) -> dict[str, Any]:
+    """Return options with a study's worlds, rates and step cap where none were named; a given run has its own."""
     filled = dict(options)
-    if options["study"] is not None and options["run"] is not None:
-        raise click.UsageError("sweep --study: expected worlds of the embedded benchmark, found --run. Leave one out.")
-    if options["study"] is not None:
-        study = STUDIES[options["study"]]
-        named = {**study._asdict(), "methods": ",".join(study.methods)}
-        filled |= {name: value for name, value in named.items() if filled[name] is None}
-    filled["methods"] = filled["methods"] or "recommended"
-    return filled
+    if study is None:
+        return filled
+    names = () if options["run"] is not None else ("learning_rates", "num_train_epochs", "dev", "worlds")
+    return filled | {name: getattr(study, name) for name in names if filled[name] is None}
 
 
 def _runs(options: Mapping[str, Any], preset: str | None) -> list[Run]:
@@ -153,15 +168,3 @@ def _pool_of(preset: str | None, data: str) -> str | None:
 
     pool = "" if preset is None else str(read_preset(preset).get("pipeline", {}).get("pool", ""))
     return pool.replace("{data}", data) or None
-
-
-def _axes(options: Mapping[str, Any]) -> list[Axis]:
-    named = [option_axis(axis, options[name]) for name, axis in _AXES.items() if options[name] is not None]
-    if options[REFERENCES] is not None:
-        named.append(references_axis(options[REFERENCES]))
-    assert set(_AXES.values()) == set(OPTIONS), "every axis has an option"
-    return [*named, *(setting_axis(text) for text in options["hp"])]
-
-
-def _values(axes: Sequence[Axis], name: str) -> tuple[int, ...]:
-    return tuple(int(choice.value) for axis in axes if axis.name == name for choice in axis.choices)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from .collect import Point, Trained
+from .grid import LEARNING_RATE, Setting
+from .people import intervals
 
 HEADLINE = "retain_heldout_fact"
 RULE = (
@@ -40,7 +42,10 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A setting over the worlds it is reported on: mean, lowest and highest of every value at the crossing."""
+    """A setting over the worlds it is reported on: mean, lowest and highest of every value at the crossing.
+
+    `ci` holds intervals over people, of values that were measured by person of at least 18.
+    """
 
     contender: str
     needs_retain: bool
@@ -50,6 +55,7 @@ class Row:
     mean: Mapping[str, float]
     low: Mapping[str, float]
     high: Mapping[str, float]
+    ci: Mapping[str, tuple[float, float]]
 
 
 def choose(trained: Iterable[Trained], replicates: int) -> dict[str, Choice]:
@@ -79,17 +85,44 @@ def choose(trained: Iterable[Trained], replicates: int) -> dict[str, Choice]:
     return chosen
 
 
+def settings_to_report(
+    settings: Sequence[Setting], follows: Mapping[str, str], chosen: Mapping[str, Choice]
+) -> list[Setting]:
+    """Return the settings that were chosen, and those that follow a contender and have the rate it was chosen.
+
+    Args:
+        settings: all of them.
+        follows: by label, whose rate a setting takes.
+        chosen: the choices on development worlds, by contender.
+    """
+    labels = {choice.label for choice in chosen.values()}
+    rates = {setting.label: setting.values.get(LEARNING_RATE) for setting in settings}
+    rate_of = {name: rates[choice.label] for name, choice in chosen.items() if choice.label is not None}
+    return [
+        setting
+        for setting in settings
+        if (
+            setting.label in labels
+            if setting.label not in follows
+            else follows[setting.label] in rate_of
+            and setting.values.get(LEARNING_RATE) == rate_of[follows[setting.label]]
+        )
+    ]
+
+
 def summarize(trained: Iterable[Trained], replicates: int) -> list[Row]:
     """Return a row a setting at its crossings, ranked within those without and those with retain data."""
     groups = _grouped(trained, lambda one: one.label).values()
-    rows = [_row(group, [one.crossing for one in group if one.crossing], replicates) for group in groups]
+    rows = [
+        _row(group, [one.crossing for one in group if one.crossing], replicates, intervals(group)) for group in groups
+    ]
     return sorted(rows, key=_rank)
 
 
 def summarize_ends(trained: Iterable[Trained], replicates: int) -> list[Row]:
     """Return a row a setting where its trajectories end, unranked: for runs that have no bar of forgetting."""
     groups = _grouped(trained, lambda one: one.label).values()
-    rows = [_row(group, [one.last for one in group], replicates) for group in groups]
+    rows = [_row(group, [one.last for one in group], replicates, {}) for group in groups]
     return sorted(rows, key=lambda row: row.needs_retain)
 
 
@@ -97,7 +130,9 @@ def _rank(row: Row) -> tuple[bool, float, float]:
     return row.needs_retain, -row.crossed / row.replicates, -row.mean.get(HEADLINE, 0.0)
 
 
-def _row(group: Sequence[Trained], points: Sequence[Point], replicates: int) -> Row:
+def _row(
+    group: Sequence[Trained], points: Sequence[Point], replicates: int, ci: Mapping[str, tuple[float, float]]
+) -> Row:
     names = [name for name in (points[0] if points else {}) if all(name in point for point in points)]
     columns = {name: [point[name] for point in points] for name in names}
     return Row(
@@ -105,7 +140,7 @@ def _row(group: Sequence[Trained], points: Sequence[Point], replicates: int) -> 
         replicates=replicates,
         mean={name: round(fmean(values), 6) for name, values in columns.items()},
         low={name: round(min(values), 6) for name, values in columns.items()},
-        high={name: round(max(values), 6) for name, values in columns.items()},
+        high={name: round(max(values), 6) for name, values in columns.items()}, ci=ci,
     )  # fmt: skip
 
 

@@ -5,9 +5,10 @@ can be made again without the runs. A run without facts or without a retain-only
 points are then compared at the last step, and whoever shows them says so.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,20 +43,25 @@ class SweptRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """A trajectory: a setting under a seed in a run; `contender` is whom it is ranked as."""
+    """A trajectory: a setting under a seed in a run; `contender` is whom it is ranked as.
+
+    `people` holds of its crossing the fact recall of every person of a split, in an order that is the same for all
+    trajectories of a run; none where they were not measured by person.
+    """
 
     run: str
     role: Role
     contender: str
     needs_retain: bool
     method: str
-    values: Mapping[str, float]
+    values: Mapping[str, float | str]
     label: str
     seed: int
     adapter: str
     wall_seconds: float
     points: tuple[Point, ...]
     crossing: Point | None
+    people: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def last(self) -> Point:
@@ -69,12 +75,14 @@ def read_trained(job: Job, adapter: Adapter, contender: str, needs_retain: bool,
     Raises:
         DataError: its trajectory is not there, or is no trajectory.
     """
-    points = read_points(adapter.path / "trajectory.jsonl")
+    path = adapter.path / "trajectory.jsonl"
+    points = read_points(path)
+    crossing = None if threshold is None else first_crossing(points, threshold)
     return Trained(
         run=job.run.name, role=job.run.role, contender=contender, needs_retain=needs_retain, method=job.setting.method,
         values=job.setting.values, label=job.setting.label, seed=job.seed, adapter=adapter.path.name,
         wall_seconds=float(read_json(adapter.path / "provenance.json")["wall_seconds"]), points=points,
-        crossing=None if threshold is None else first_crossing(points, threshold),
+        crossing=crossing, people={} if crossing is None else read_people(path, int(crossing["step"])),
     )  # fmt: skip
 
 
@@ -84,11 +92,36 @@ def read_points(path: Path) -> tuple[Point, ...]:
     Raises:
         DataError: there is none, or it is not one.
     """
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        points = [{name: _stored(name, value) for name, value in line.items() if _is_number(value)} for line in lines]
+    with _complained_of(path):
+        points = [
+            {name: _stored(name, value) for name, value in line.items() if _is_number(value)}
+            for line in _lines_of(path)
+        ]
         return tuple(sorted(points, key=lambda point: point["step"]))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+
+
+def read_people(path: Path, step: int) -> dict[str, list[float]]:
+    """Return the fact recall of every person of a split at a step of a trajectory, by the name of the split's value.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    with _complained_of(path):
+        (line,) = [line for line in _lines_of(path) if line["step"] == step]
+        found = {name.removesuffix("_people"): people for name, people in line.items() if name.endswith("_people")}
+        return {name: [round(hits / facts, _DIGITS) for hits, facts in people] for name, people in found.items()}
+
+
+def _lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@contextlib.contextmanager
+def _complained_of(path: Path) -> Iterator[None]:
+    """Turn what a file that is no trajectory does into one error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise DataError(
             f"{path}: expected points with a step, found something else ({error!r}). Train again."
         ) from error
@@ -139,7 +172,7 @@ def read_bar(run: Run) -> Bar:
 
 
 def contender_of(setting: Setting, needs_retain: bool, by_default: bool) -> str:
-    """Return whom a setting is ranked as: its method, told apart where retain data comes in or goes by a weight."""
+    """Return whom a setting is ranked as: its variant, told apart where retain data comes in or goes by a weight."""
     if needs_retain == by_default:
-        return setting.method
-    return f"{setting.method} {'with' if needs_retain else 'without'} retain"
+        return setting.variant
+    return f"{setting.variant} {'with' if needs_retain else 'without'} retain"

@@ -2,26 +2,29 @@
 
 What has to exist is made, what is missing is trained, by local processes or by lines for a cluster; then everything is
 read back and shown. With development worlds, settings are chosen on them and only those are trained on the worlds that
-are reported. The parts are `asked.py`, `prepare.py`, `jobs.py`, `local.py`, `collect.py`, `choose.py`, `page.py`.
+are reported. The parts are `study.py`, `asked.py`, `prepare.py`, `jobs.py`, `local.py`, `collect.py`, `choose.py`,
+`analyze.py`, `page.py`.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..data.example import DataError
+from .analyze import analyze
 from .asked import Asked, ranked_as, resolve
-from .choose import choose
+from .choose import choose, settings_to_report
 from .collect import Trained, read_bar, read_run, read_trained
 from .grid import Setting
-from .jobs import Job, as_line, as_process
+from .jobs import Job, as_line, as_process, draw_of
 from .local import Failure, Task, run_tasks
 from .prepare import Role, Run
 from .results import Result, write_result
-from .studies import STUDIES
+from .study import STUDIES
 
 
 @click.command()
@@ -37,6 +40,11 @@ from .studies import STUDIES
 @click.option(
     "--methods", help="Axis: methods of `viker train --list-methods`, or FILE.py:NAME.  [default: recommended]"
 )
+@click.option("--pools", help="Axis: pools of irrelevant images, folders or names; each is a cache of its own.")
+@click.option("--regularizers", help="Axis: kl, jsd, cosine, none.")
+@click.option("--ascents", help="Axis: uniform, adaptive, none.")
+@click.option("--teachers", help="Axis: other rows of the forget examples: reference, self, noise, prompt, text.")
+@click.option("--token-lambdas", help="Axis: constant, entropy.")
 @click.option("--learning-rates", help="Axis: learning rates, e.g. 1e-3,2e-3 (else the preset's).")
 @click.option("--lambdas", help="Axis: weights of the regularizer (else each method's own).")
 @click.option("--retains", help="Axis: weights of the retain term (else each method's own).")
@@ -92,14 +100,14 @@ def _print_preparation(asked: Asked) -> None:
 def _print_jobs(asked: Asked, *, skip_development: bool) -> None:
     """Print the trainings that are left: on development worlds, and once those are complete on the others."""
     unprepared = [run.name for run in asked.runs if not _is_prepared(asked, run)]
-    if unprepared and asked.references:
+    if unprepared and any(draw_of(setting) for setting in asked.settings):
         raise DataError(
             f"sweep --dry-run: expected the caches that jobs name, found {', '.join(unprepared)} without. Run the "
             "lines of `--dry-run=prepare` first."
         )
     if unprepared:
         _announce(f"sweep: run the lines of `--dry-run=prepare` first: {', '.join(unprepared)} lack what jobs read")
-    development = [] if skip_development else _missing(asked, asked.jobs("development", asked.settings))
+    development = [] if skip_development else _missing(asked, asked.jobs("development", asked.tried))
     jobs = development or _missing(asked, asked.jobs("reported", _settings_to_report(asked)))
     for job in jobs:
         click.echo(as_line([job.words]))
@@ -126,17 +134,18 @@ def _sweep(asked: Asked, num_jobs: int, output: Path) -> None:
         DataError: jobs failed; what the others say is written down nevertheless.
     """
     _prepare(asked, num_jobs)
-    failures = _train(asked.jobs("development", asked.settings), num_jobs, "development worlds")
+    failures = _train(asked.jobs("development", asked.tried), num_jobs, "development worlds")
     settings = _settings_to_report(asked)
     failures += _train(asked.jobs("reported", settings), num_jobs, "runs that are reported")
-    done = [*_read(asked, "development", asked.settings), *_read(asked, "reported", settings)]
+    done = [*_read(asked, "development", asked.tried), *_read(asked, "reported", settings)]
     number = len(done) + len(failures)
-    if not done:
+    if not done and asked.settings:
         raise _failed(failures, number)
     result = Result(
         asked=asked.told, runs=tuple(map(read_run, asked.runs)), trained=tuple(done),
         failed=tuple(failure.task.name for failure in failures),
     )  # fmt: skip
+    result = replace(result, analyses=analyze(asked, result, _announce))
     write_result(output, result)
     _show(output, result)
     if failures:
@@ -157,9 +166,11 @@ def _prepare(asked: Asked, num_jobs: int) -> None:
 
 def _train(jobs: Sequence[Job], num_jobs: int, where: str) -> list[Failure]:
     """Train what is missing and return what failed; nothing is started for an adapter that is complete."""
-    missing = {job.name: job for job in jobs if not job.adapter().complete}
+    adapters = {job.adapter().path: job for job in jobs if not job.adapter().complete}  # one may have two names
+    missing = {job.name: job for job in adapters.values()}
     if jobs:
-        _announce(f"sweep: {where}: {len(jobs)} jobs, {len(jobs) - len(missing)} of them complete")
+        complete = sum(job.adapter().complete for job in jobs)
+        _announce(f"sweep: {where}: {len(jobs)} jobs, {complete} of them complete")
     tasks = [Task(name, (tuple(as_process(job.words)),), job.log) for name, job in missing.items()]
     failures = run_tasks(tasks, num_jobs, where) if tasks else []
     return [failure for failure in failures if not missing[failure.task.name].adapter().complete]
@@ -170,9 +181,8 @@ def _settings_to_report(asked: Asked) -> list[Setting]:
     runs = asked.under("development")
     if not runs:
         return list(asked.settings)
-    chosen = choose(_read(asked, "development", asked.settings), len(runs) * len(asked.seeds))
-    labels = {choice.label for choice in chosen.values()}
-    return [setting for setting in asked.settings if setting.label in labels]
+    chosen = choose(_read(asked, "development", asked.tried), len(runs) * len(asked.seeds))
+    return settings_to_report(asked.settings, asked.follows, chosen)
 
 
 def _read(asked: Asked, role: Role, settings: Sequence[Setting]) -> list[Trained]:
@@ -187,16 +197,12 @@ def _read(asked: Asked, role: Role, settings: Sequence[Setting]) -> list[Trained
 
 
 def _show(output: Path, result: Result) -> None:
-    """Print the table, and write the page and the figure beside the results."""
-    from .figure import can_draw, draw
+    """Print the tables, and write the page and its figures beside the results."""
+    from .figure import draw_all
     from .page import put_into, render
 
-    page, figure = output.with_suffix(".md"), output.with_suffix(".svg")
-    if can_draw():
-        draw(figure, result, "reported" if result.under("reported") else "development")
-    else:
-        _announce("sweep: no figure: matplotlib is not installed (pip install 'viker[report]')")
-    text = render(result, figure.name if can_draw() else None)
+    page = output.with_suffix(".md")
+    text = render(result, draw_all(output, result))
     click.echo(text)
     written = put_into(page, text, f"Sweep: {output.stem}")
     click.echo(

@@ -1,27 +1,58 @@
-"""Draw every point of a sweep and those that no other beats, where matplotlib is installed (extra `report`)."""
+"""Draw a sweep as SVG: every point with those that no other beats, and each table's rows at matched forgetting.
 
-from collections.abc import Iterator, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+Bytes are a function of the results alone: no date, ids from a fixed salt.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
-from .page import COLUMNS, ROUGE_COLUMNS
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from .analyze import draw_analysis
+from .choose import HEADLINE, Row
+from .page import COLUMNS, ROUGE_COLUMNS, TRAJECTORIES
 from .pareto import Place, front
 from .results import Result
 
 _SIZE = (8, 5)  # inches
+_ROW_HEIGHT, _MARGIN = 0.34, 1.1  # inches
 _MARKS = "osD^v"
+_STYLE: Any = {"svg.hashsalt": "viker", "svg.fonttype": "none"}
 
 
-def can_draw() -> bool:
-    """Tell whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
+def draw_all(output: Path, result: Result) -> dict[str, str]:
+    """Draw everything a page shows beside a results file; return the files' names by what they show."""
+    figures = named_figures(output, result)
+    for what, name in figures.items():
+        path = output.with_name(name)
+        if what == TRAJECTORIES:
+            draw(path, result, "reported" if result.under("reported") else "development")
+        elif what in result.analyses:
+            draw_analysis(path, what, result.analyses[what])
+        else:
+            (part,) = (part for part in result.parts if part["title"] == what)
+            draw_rows(path, result.part(part["labels"]), part["names"])
+    return figures
+
+
+def named_figures(output: Path, result: Result) -> dict[str, str]:
+    """Return the names of the figures of a result beside its file, by what they show."""
+    figures = {TRAJECTORIES: output.with_suffix(".svg").name} if result.trained else {}
+    shown = [part["title"] for part in result.parts if len(result.parts) > 1 and _has_rows(result.part(part["labels"]))]
+    shown += [name for name, found in result.analyses.items() if "reason" not in found]
+    return figures | {what: f"{output.stem}-{what.lower().replace(' ', '-')}.svg" for what in shown}
+
+
+def _has_rows(result: Result) -> bool:
+    return result.no_bar is None and any(HEADLINE in row.mean for row in result.rows)
 
 
 def draw(path: Path, result: Result, role: str) -> None:
-    """Draw what was trained in the runs of a role as SVG: forgotten to the left, kept to the top."""
-    figure = import_module("matplotlib.figure").Figure(figsize=_SIZE, layout="constrained")
+    """Draw what was trained in the runs of a role: forgotten to the left, kept to the top."""
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes, found = figure.subplots(), result.places(role)
     contenders = dict.fromkeys(place.contender for place in found)
     for contender, (mark, color) in zip(contenders, _looks(), strict=False):
@@ -35,7 +66,35 @@ def draw(path: Path, result: Result, role: str) -> None:
     axes.set_xlabel(names[result.axes[0]])
     axes.set_ylabel(names[result.axes[1]])
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    _save(path, figure)
+
+
+def draw_rows(path: Path, result: Result, names: Mapping[str, str]) -> None:
+    """Draw what each row keeps of held-out retain facts where it has forgotten: mean, interval, and every world."""
+    rows = [row for row in result.rows if HEADLINE in row.mean]
+    figure = Figure(figsize=(_SIZE[0], _MARGIN + _ROW_HEIGHT * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for height, row in enumerate(reversed(rows)):
+        worlds = [one.crossing[HEADLINE] for one in result.under("reported") if one.label == row.label and one.crossing]
+        axes.plot(worlds, [height] * len(worlds), "|", color="C0", markersize=11, alpha=0.6)
+        if HEADLINE in row.ci:
+            axes.plot(row.ci[HEADLINE], [height] * 2, color="C0", linewidth=2)
+        axes.plot([row.mean[HEADLINE]], [height], "o", color="C0", markersize=7)
+    axes.set_yticks(range(len(rows)), [_called(row, names) for row in reversed(rows)])
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(f"{COLUMNS[HEADLINE]} at matched forgetting (dot: mean, line: 95 % over people, ticks: worlds)")
+    axes.grid(axis="x", alpha=0.3)
+    _save(path, figure)
+
+
+def _called(row: Row, names: Mapping[str, str]) -> str:
+    crossed = "" if row.crossed == row.replicates else f" ({row.crossed} of {row.replicates} worlds)"
+    return f"{names.get(row.contender, row.label)}{crossed}"
+
+
+def _save(path: Path, figure: Any) -> None:
+    with mpl.rc_context(_STYLE):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _looks() -> Iterator[tuple[str, str]]:

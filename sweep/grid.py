@@ -2,8 +2,10 @@
 
 An axis that a method does not read is left out of its settings, so that nothing is trained twice under two names.
 Whether it is read is not written down here: adapters are named by what their method reads, so an axis whose values all
-give one name makes no difference. Numbers of references (k) are another cache each, not an option of training: whether
-a method reads them is told by the rows it asks `viker precompute` for.
+give one name makes no difference. Numbers of references (k) and pools are another cache each, not an option of
+training: whether a method reads them is told by the rows it asks `viker precompute` for. Values that are words
+(another regularizer, ascent, teacher, pool) make another contender of a method; numbers are settings that a contender
+is tried at.
 """
 
 import itertools
@@ -16,14 +18,20 @@ import click
 from ..data.example import DataError
 from ..train.method import Method
 
-LEARNING_RATE, REFERENCES = "learning_rate", "num_references"
+LEARNING_RATE, REFERENCES, POOL = "learning_rate", "num_references", "pool"
 # axis -> the option of `viker sweep`, the option of `viker train`
 OPTIONS = {
     LEARNING_RATE: ("--learning-rates", "--learning-rate"),
     "lambda": ("--lambdas", "--lambda"),
     "retain": ("--retains", "--retain"),
     "top_k": ("--top-ks", "--top-k"),
+    "regularizer": ("--regularizers", "--regularizer"),
+    "ascent": ("--ascents", "--ascent"),
+    "teacher": ("--teachers", "--teacher"),
+    "token_lambda": ("--token-lambdas", "--token-lambda"),
 }
+WORDS = ("regularizer", "ascent", "teacher", "token_lambda")
+DRAWS = {REFERENCES: "--num-references", POOL: "--pools"}  # axes whose every value is another cache
 _SHORT = {LEARNING_RATE: "lr", REFERENCES: "k", "top_k": "K"}
 
 NameOf = Callable[[Sequence[str]], str]  # words of `viker train` -> the name of the adapter it would write
@@ -33,8 +41,14 @@ class Choice(NamedTuple):
     """One value of an axis, and the words that say it to `viker train`."""
 
     axis: str
-    value: float
+    value: float | str
     words: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """What it is called in a label."""
+        value = self.value if isinstance(self.value, str) else f"{self.value:.12g}"
+        return f"{_SHORT.get(self.axis, self.axis)}={value}"
 
 
 class Axis(NamedTuple):
@@ -59,16 +73,19 @@ class Setting:
         return ("--method", self.method, *(word for choice in self.choices for word in choice.words))
 
     @property
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | str]:
         """The value of every axis."""
         return {choice.axis: choice.value for choice in self.choices}
 
     @property
+    def variant(self) -> str:
+        """The method, and the words that make it another: what numbers are tried for."""
+        return " ".join([self.method, *(choice.told for choice in self.choices if isinstance(choice.value, str))])
+
+    @property
     def label(self) -> str:
         """What it is called in tables and logs."""
-        return " ".join(
-            [self.method, *(f"{_SHORT.get(axis, axis)}={value:.12g}" for axis, value in self.values.items())]
-        )
+        return " ".join([self.method, *(choice.told for choice in self.choices)])
 
 
 def read_numbers(option: str, text: str, kind: type[int] | type[float] = float) -> list[Any]:
@@ -83,17 +100,33 @@ def read_numbers(option: str, text: str, kind: type[int] | type[float] = float) 
         raise click.UsageError(f"sweep {option}: expected numbers joined by commas, found {text!r}.") from None
 
 
+def read_words(option: str, text: str) -> list[str]:
+    """Return the words of a comma list, each once.
+
+    Raises:
+        click.UsageError: one of them is empty.
+    """
+    words = list(dict.fromkeys(word.strip() for word in text.split(",")))
+    if not all(words):
+        raise click.UsageError(f"sweep {option}: expected words joined by commas, found {text!r}.")
+    return words
+
+
 def option_axis(name: str, text: str) -> Axis:
     """Return an axis that is an option of `viker train`, from a comma list."""
     option, of_train = OPTIONS[name]
+    if name in WORDS:
+        words = read_words(option, text)
+        return Axis(name, option, tuple(Choice(name, word, (of_train, word)) for word in words))
     values = read_numbers(option, text, int if name == "top_k" else float)
     return Axis(name, option, tuple(Choice(name, value, (of_train, repr(value))) for value in values))
 
 
-def references_axis(text: str) -> Axis:
-    """Return the axis of numbers of references, from a comma list."""
-    values = read_numbers("--num-references", text, int)
-    return Axis(REFERENCES, "--num-references", tuple(Choice(REFERENCES, value, ()) for value in values))
+def draw_axis(name: str, text: str) -> Axis:
+    """Return the axis of pools or of numbers of references, from a comma list."""
+    option = DRAWS[name]
+    values = read_words(option, text) if name == POOL else read_numbers(option, text, int)
+    return Axis(name, option, tuple(Choice(name, value, ()) for value in values))
 
 
 def setting_axis(text: str) -> Axis:
@@ -116,7 +149,7 @@ def setting_axis(text: str) -> Axis:
 
 
 def reads_references(method: Method) -> bool:
-    """Tell whether a method's rows come from irrelevant images, whose number is an axis."""
+    """Tell whether a method's rows come from irrelevant images, whose pool and number are axes."""
     return any(teacher_of(words) == "reference" for words in method.precomputes)
 
 
@@ -196,7 +229,7 @@ def _makes_a_difference(axis: Axis, name: str, method: Method, name_of: NameOf) 
     """
     if axis.name == LEARNING_RATE:
         return True
-    if axis.name == REFERENCES:
+    if axis.name in DRAWS:
         return reads_references(method)
     names, refused = {name_of(["--method", name])}, []
     for choice in axis.choices:

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import click
 
 from .adapters import NOWHERE, Adapter, adapter_of
-from .grid import REFERENCES, NameOf, Setting
-from .prepare import Run, cache_key
+from .grid import POOL, REFERENCES, NameOf, Setting
+from .prepare import Draw, Run, cache_key
 
 # What the sweep says itself, of all that `viker train` can be told.
 _OWN = (
     "--run", "--output", "--data", "--model", "--method", "--lambda", "--retain", "--learning-rate", "--top-k",
     "--cache", "--num-train-epochs", "--seed", "--hp", "--stop", "--no-stop", "--evaluate-every", "--evaluate-people",
-    "--overwrite", "--dry-run", "--list-methods",
+    "--regularizer", "--ascent", "--teacher", "--token-lambda", "--overwrite", "--dry-run", "--list-methods",
 )  # fmt: skip
 
 
@@ -32,6 +32,10 @@ class Recipe(NamedTuple):
     def opening(self) -> list[str]:
         """The words before the name of a stage."""
         return [] if self.preset is None else ["--preset", self.preset]
+
+    def diagnosed(self) -> "Recipe":
+        """Return it with the diagnostics of the theory, which touch nothing of a training."""
+        return self._replace(words=(*self.words, "--diagnose"))
 
     def name_of(self) -> NameOf:
         """Return what names an adapter by the options of its training alone."""
@@ -58,8 +62,8 @@ class Job(NamedTuple):
         Raises:
             DataError: the cache of its references was not made yet.
         """
-        count = self.setting.values.get(REFERENCES)
-        cache = [] if count is None else ["--cache", cache_key(self.run, int(count))]
+        draw = draw_of(self.setting)
+        cache = [] if draw is None else ["--cache", cache_key(self.run, draw)]
         return [
             *self.recipe.opening, "train", "--run", str(self.run.path), *self.run.named, *self.setting.words, *cache,
             "--seed", str(self.seed), *self.recipe.words,
@@ -74,6 +78,14 @@ class Job(NamedTuple):
     def adapter(self) -> Adapter:
         """Return what it writes, and whether it has."""
         return adapter_of(self.words)
+
+
+def draw_of(setting: Setting) -> Draw | None:
+    """Return the draw of references that a setting names, if it is another than its run's."""
+    pool, count = setting.values.get(POOL), setting.values.get(REFERENCES)
+    if pool is None and count is None:
+        return None
+    return Draw(None if pool is None else str(pool), None if count is None else int(count))
 
 
 def recipe_words(

@@ -1,11 +1,11 @@
 """Show a results file: one Markdown table, what never crossed, and the points that no other beats.
 
 The page is written between two markers, so that words around it stay whoever's they are. Numbers come from the result
-alone. The means table is the README's: the two models beside the methods, no spread; it is made from files of the first
-schema too.
+alone. The means table is the README's: the two models beside the methods, no spread; it is made from files of the
+first schema too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from ..data.example import DataError
 from .choose import RULE, Row
 from .pareto import FACTS
-from .results import FIRST_SCHEMA, SCHEMA, Result
-from .studies import STUDIES
+from .results import Result
 
+TRAJECTORIES = "trajectories"  # the figure of every point
 BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 COLUMNS = {
     "forget_fact": "forget fact",
@@ -34,22 +34,64 @@ _GROUPS = {False: "without retain data", True: "with retain data"}
 _MOST_PLACES = 30
 
 
-def render(result: Result, figure: str | None) -> str:
-    """Return the page of a result; `figure` is the file to show, beside the page."""
-    shown = [f"![Every point, and those that no other beats]({figure})"] if figure else []
-    parts = [_opening(result), as_table(result), _reading(result), *_never(result), *_failed(result), *_front(result)]
-    return "\n\n".join([*parts, *shown]) + "\n"
+def render(result: Result, figures: Mapping[str, str]) -> str:
+    """Return the page of a result; `figures` are the files to show, beside the page, by what they show."""
+    shown = [_figure(figures, TRAJECTORIES, "Every point, and those that no other beats")]
+    tables = [line for part in result.parts for line in _part(result, part, figures)] if result.trained else []
+    around = [_reading(result), *_failed(result), *_front(result), *shown] if result.trained else []
+    parts = [_opening(result), *tables, *around, *_analyses(result, figures)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def as_table(result: Result) -> str:
-    """Return the table: models, then every row with its rank among those that use as much data."""
+def _part(result: Result, part: Mapping[str, Any], figures: Mapping[str, str]) -> list[str]:
+    """Return one table of a result under its question, with its figure, differences, and who never crosses."""
+    own, title = result.part(part["labels"]), part["title"]
+    opening = [f"### {title}", part["question"]] if len(result.parts) > 1 else []
+    figure = _figure(figures, title, f"{title}: held-out retain facts at matched forgetting")
+    return [*opening, as_table(own, part["names"]), *differences_table(own), *_never(own), figure]
+
+
+def _figure(figures: Mapping[str, str], what: str, text: str) -> str:
+    return f"![{text}]({figures[what]})" if what in figures else ""
+
+
+def differences_table(result: Result) -> list[str]:
+    """Return the table of differences between people, where people were measured."""
+    found = result.differences
+    if not found:
+        return []
+    lines = [
+        [f"held-out retain facts, more than `{found[0].than}`", "difference", "95 % interval", "p (Holm)", "people"]
+    ]
+    for one in found:
+        ci = "-" if one.ci is None else f"{one.ci[0]:+.2f} to {one.ci[1]:+.2f}"
+        lines.append([f"`{one.label}`", f"{one.mean:+.2f}", ci, f"{one.p:.4f}", str(one.people)])
+    return [_markdown(lines)]
+
+
+def _analyses(result: Result, figures: Mapping[str, str]) -> list[str]:
+    from .analyze import pages
+
+    parts = []
+    for name, text in pages(result.analyses).items():
+        parts += [text, _figure(figures, name, name)]
+    return parts
+
+
+def as_table(result: Result, names: Mapping[str, str] | None = None) -> str:
+    """Return the table: models, then every row with its rank among those that use as much data.
+
+    `names` are what contenders are called beside their labels.
+    """
+    names = names or {}
     columns = COLUMNS if result.axes == FACTS else ROUGE_COLUMNS
     compared = "crossed" if result.no_bar is None else "trained"
     lines = [["", *columns.values(), compared, "step"]]
     lines += [[name, *(_cell(values) for values in _of_models(result, name, columns)), "-", "-"] for name in MODELS]
     never = {} if result.no_bar else result.never_crossing
     for needs_retain, title in _GROUPS.items():
-        group = [_row(result, rank, row, columns) for rank, row in enumerate(_of_group(result, needs_retain), start=1)]
+        ranked = enumerate(_of_group(result, needs_retain), start=1)
+        group = [_row(result, rank, row, columns, names) for rank, row in ranked]
         group += [
             [f"`{name}`", *["never crosses"] * len(columns), "-", "-"] for name in never if never[name] == needs_retain
         ]
@@ -62,10 +104,11 @@ def _of_group(result: Result, needs_retain: bool) -> list[Row]:
     return [row for row in result.rows if row.needs_retain == needs_retain]
 
 
-def _row(result: Result, rank: int, row: Row, columns: Mapping[str, str]) -> list[str]:
+def _row(result: Result, rank: int, row: Row, columns: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
     place = f"{rank}. " if result.no_bar is None and row.crossed else ""
+    called = f"{names[row.contender]} " if row.contender in names else ""
     shown = [_spread(row, name) for name in columns]
-    return [f"{place}`{row.label}`", *shown, f"{row.crossed} of {row.replicates}", _steps(row)]
+    return [f"{place}{called}`{row.label}`", *shown, f"{row.crossed} of {row.replicates}", _steps(row)]
 
 
 def _of_models(result: Result, name: str, columns: Mapping[str, str]) -> list[list[float]]:
@@ -88,7 +131,8 @@ def _with_spread(mean: float, low: float, high: float, form: str) -> str:
 def _spread(row: Row, name: str) -> str:
     if name not in row.mean:
         return "never crosses" if not row.crossed else "-"
-    return _with_spread(row.mean[name], row.low[name], row.high[name], "{:.2f}")
+    shown = _with_spread(row.mean[name], row.low[name], row.high[name], "{:.2f}")
+    return shown if name not in row.ci else f"{shown} [{row.ci[name][0]:.2f}, {row.ci[name][1]:.2f}]"
 
 
 def _steps(row: Row) -> str:
@@ -97,11 +141,13 @@ def _steps(row: Row) -> str:
 
 def _opening(result: Result) -> str:
     reported = ", ".join(result.names("reported"))
-    if not result.names("development"):
+    if result.trained and not result.names("development"):
         return (
             f"Every setting tried on {reported} is a row. None was chosen elsewhere, so the best row is the best of "
             "many looks, and flatters itself."
         )
+    if not result.trained:
+        return f"Worlds {reported}; nothing was trained."
     return (
         f"Worlds {reported}. Settings were chosen on worlds {', '.join(result.names('development'))}, nothing on those "
         f"shown. Rule: {RULE}. Every method had the same learning rates and the same step cap."
@@ -116,8 +162,19 @@ def _reading(result: Result) -> str:
     return (
         f"A row is the mean over those {over} in which the method crossed: its first measured point at which forget "
         "fact recall is at or below retain-only's plus one standard error over people, and at least one fact. Held-out "
-        f"retain people are those that no retain term may train on. {spread} No intervals: trajectories hold means over"
-        " people, not people, and worlds alone are too few to resample."
+        f"retain people are those that no retain term may train on. {spread} {_on_intervals(result)}"
+    )
+
+
+def _on_intervals(result: Result) -> str:
+    if any(row.ci for row in result.rows):
+        return (
+            "In square brackets: 95 % bootstrap intervals over people of all worlds. Differences are between the same "
+            "people; p by flipping signs, adjusted within a table."
+        )
+    return (
+        "No intervals: trajectories hold means over people, not people, or those of too few, and worlds alone are too "
+        "few to resample."
     )
 
 
@@ -179,46 +236,28 @@ def put_into(path: Path, page: str, title: str) -> bool:
     return True
 
 
-def means_table(known: Mapping[str, Any]) -> str:
-    """Return the README's table of a results file, of either schema: means at the crossing, no spread.
+def means_table(results: Sequence[Result], names: Mapping[str, str]) -> str:
+    """Return the README's table: some contenders of results on the same worlds, at their crossings.
+
+    Args:
+        results: a contender's row is that of the first result that reports it.
+        names: what contenders are called, in the order of the table.
 
     Raises:
-        DataError: a file of another schema.
+        DataError: the results are of different worlds, or none of them reports a contender.
     """
-    readers: dict[str, Callable[[Mapping[str, Any]], list[list[str]]]] = {
-        FIRST_SCHEMA: _means_of_first, SCHEMA: _means_of_second,
-    }  # fmt: skip
-    if known.get("schema") not in readers:
-        raise DataError(f"expected one of {', '.join(readers)}, found {known.get('schema')}. Run the sweep again.")
-    header = ["", *COLUMNS.values(), "worlds crossed", "learning rate"]
-    return _markdown([header, *readers[known["schema"]](known)])
-
-
-def _means_of_first(known: Mapping[str, Any]) -> list[list[str]]:
-    models = [world["models"] for world in known["unseen"].values()]
-    rows = [_means_of_model(name, models) for name in MODELS]
-    by_method = {method: known["summary"][method] for method in STUDIES[known["study"]].methods}
-    return [*rows, *(_means_row(method, row, row, row["learning_rate"]) for method, row in by_method.items())]
-
-
-def _means_of_second(known: Mapping[str, Any]) -> list[list[str]]:
-    models = [run["models"] for run in known["runs"] if run["role"] == "reported"]
-    rows = [_means_of_model(name, models) for name in MODELS]
-    rates = {one["label"]: one["values"].get("learning_rate") for one in known["trained"]}
-    by_contender = {row["contender"]: row for row in known["summary"]}
-    for name, choice in known["chosen"].items():
-        row = by_contender.get(name, {"mean": {}, "crossed": 0, "replicates": choice["replicates"], "label": None})
-        rows.append(_means_row(name, row["mean"], row, rates.get(row["label"])))
-    return rows
-
-
-def _means_of_model(name: str, models: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
-    return [name, *(f"{fmean(of[name][column] for of in models):.2f}" for column in COLUMNS), "-", "-"]
-
-
-def _means_row(name: str, means: Mapping[str, float], row: Mapping[str, Any], rate: float | None) -> list[str]:
-    shown = [f"{means[column]:.2f}" if column in means else "never crosses" for column in COLUMNS]
-    return [f"`{name}`", *shown, f"{row['crossed']} of {row.get('replicates', row.get('worlds'))}", str(rate)]
+    worlds = {tuple(result.names("reported")) for result in results}
+    if len(worlds) != 1:
+        raise DataError(f"expected results of the same worlds, found {sorted(worlds)}. Run the studies again.")
+    lines = [["", *COLUMNS.values(), "worlds crossed"]]
+    lines += [[name, *(_cell(values) for values in _of_models(results[0], name, COLUMNS)), "-"] for name in MODELS]
+    rows = {row.contender: row for result in reversed(results) for row in result.rows}
+    if missing := [name for name in names if name not in rows]:
+        raise DataError(f"expected results of {', '.join(missing)}, found none. Run the studies that report them.")
+    for name, called in names.items():
+        shown = [_spread(rows[name], column) for column in COLUMNS]
+        lines.append([called, *shown, f"{rows[name].crossed} of {rows[name].replicates}"])
+    return _markdown(lines)
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

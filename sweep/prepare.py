@@ -2,8 +2,10 @@
 
 A world is one run directory. Its commands decide for themselves that a stage is complete, or that a complete one was
 made with other options, so they are given again and again; the rows of a run that somebody else made are taken as they
-are, whatever their options. One number of references more is one cache more: its key is stored in a folder of its own
-inside the run, because a run stores one key a kind, and what a folder stores is safe from `viker cache gc`.
+are, whatever their options. One number of references more, or one pool more, is one cache more: its key is stored in a
+folder of its own inside the run, because a run stores one key a kind, and what a folder stores is safe from `viker
+cache gc`. A world's pools are the folders that come with it, and by name its own people (`forget`, `retain`), for
+ablations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +16,7 @@ import click
 
 from ..data.artefact import is_complete, read_json
 from ..data.kinds import rows_name
+from ..data.portraits import POOLS
 from ..train.method import Method
 from .grid import teacher_of
 
@@ -36,6 +39,27 @@ class Run(NamedTuple):
     def named(self) -> list[str]:
         """The words that name its data and model."""
         return ["--data", self.data, "--model", self.model]
+
+
+class Draw(NamedTuple):
+    """Another draw of references than the run's own: another pool, another number of images, or both."""
+
+    pool: str | None
+    count: int | None
+
+    @property
+    def folder(self) -> str:
+        """The folder inside a run that stores the key of its rows."""
+        pool = [] if self.pool is None else ["pool", Path(self.pool).name]
+        count = [] if self.count is None else ["references", str(self.count)]
+        return "-".join([*pool, *count])
+
+    def images_of(self, run: Run) -> str | None:
+        """Return what `viker precompute --pool` is told."""
+        if self.pool is None:
+            return run.pool
+        inside = Path(run.data) / "pools" / self.pool
+        return str(inside) if run.is_world and self.pool in POOLS else self.pool
 
 
 class Step(NamedTuple):
@@ -67,26 +91,27 @@ def rows_to_make(methods: Iterable[Method], top_ks: Sequence[int] = ()) -> list[
     return [_with_top_k(words, most) if most > KEPT and _top_k(words) else words for words in asked]
 
 
-def steps(run: Run, rows: Sequence[tuple[str, ...]], references: Sequence[int] = ()) -> list[Step]:
+def steps(run: Run, rows: Sequence[tuple[str, ...]], draws: Sequence[Draw] = ()) -> list[Step]:
     """Return the commands after which a run can be trained in, in order; a run that was given keeps what it has."""
-    made = [_rows_step(run, words) for words in rows]
-    made += [_rows_step(run, _REFERENCES, count) for count in references]
+    made = [_rows_step(run, words, _OWN) for words in rows]
+    made += [_rows_step(run, _REFERENCES, draw) for draw in draws]
     if run.is_world:
         return [*_world_steps(run), *made]
     return [step for step in [*_evaluation(run), *made] if not step.is_done]
 
 
-def cache_key(run: Run, num_references: int) -> str:
-    """Return the beginning of the key of a run's cache with so many references.
+def cache_key(run: Run, draw: Draw) -> str:
+    """Return the beginning of the key of a run's cache of another draw of references.
 
     Raises:
         DataError: it was not made yet.
     """
-    stored = read_json(_place(run, num_references) / "precompute" / "reference-forget" / "provenance.json")
+    stored = read_json(run.path / draw.folder / "precompute" / "reference-forget" / "provenance.json")
     return str(stored["cache"]["key"])[:16]
 
 
 _REFERENCES = ("--teacher", "reference", "--split", "forget")
+_OWN = Draw(None, None)
 
 
 def _world_steps(run: Run) -> list[Step]:
@@ -115,22 +140,19 @@ def _evaluation_step(run: Run) -> Step:
     return Step((*words, *asked), tuple(run.path / "evaluations" / target for target in targets))
 
 
-def _rows_step(run: Run, words: tuple[str, ...], num_references: int | None = None) -> Step:
-    place = _place(run, num_references)
+def _rows_step(run: Run, words: tuple[str, ...], draw: Draw) -> Step:
+    place = run.path / draw.folder
     made = place / "precompute" / _artefact(words)
-    if num_references is not None:
-        words = (*words, "--num-references", str(num_references))
+    if draw.count is not None:
+        words = (*words, "--num-references", str(draw.count))
     if teacher_of(words) == "reference":
-        if run.pool is None and not is_complete(made):
+        pool = draw.images_of(run)
+        if pool is None and not is_complete(made):
             raise click.UsageError(
                 f"sweep: expected --pool, a folder of irrelevant images, patterns or noise, for {made}, found none."
             )
-        words = (*words, "--pool", str(run.pool))
+        words = (*words, "--pool", str(pool))
     return Step(("precompute", "--run", str(place), *run.named, *words), (made,))
-
-
-def _place(run: Run, num_references: int | None) -> Path:
-    return run.path if num_references is None else run.path / f"references-{num_references}"
 
 
 def _artefact(words: Sequence[str]) -> str:

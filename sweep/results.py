@@ -1,14 +1,13 @@
 """The results file: everything a sweep found, in one JSON file from which its page can be made again.
 
-Schema `viker/sweep/2`. Trajectories are kept whole, a line each and by column, so that the file stays small and another
-rule of choosing can be tried on it. Files of `viker/sweep/1` know one value a method and world; only the means table
-that docs/results and the README show is made from them (`page.py`).
+Schema `viker/sweep/2`. Trajectories are kept whole, a line each and by column, so that the file stays small and
+another rule of choosing can be tried on it.
 """
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,42 @@ from ..data.example import DataError
 from .choose import RULE, Choice, Row, choose, summarize, summarize_ends
 from .collect import Point, SweptRun, Trained
 from .pareto import Place, axes_of, front, places
+from .people import Difference, differences
 
-SCHEMA, FIRST_SCHEMA = "viker/sweep/2", "viker/sweep/1"
+SCHEMA = "viker/sweep/2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a sweep was asked, and what it trained; the rest follows."""
+    """What a sweep was asked, what it trained, and what was found without training; the rest follows."""
 
     asked: Mapping[str, Any]
     runs: tuple[SweptRun, ...]
     trained: tuple[Trained, ...]
     failed: tuple[str, ...]
+    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Mapping[str, Any]]:
+        """The tables: title, question, labels of settings, names of contenders; one of everything without parts."""
+        everything = {"title": "", "question": "", "labels": [one.label for one in self.trained], "names": {}}
+        return list(self.asked.get("parts") or [everything])
+
+    def part(self, labels: Sequence[str]) -> "Result":
+        """Return what it is with some settings alone."""
+        return replace(self, trained=tuple(one for one in self.trained if one.label in set(labels)))
+
+    @property
+    def differences(self) -> list[Difference]:
+        """How the rows differ from the first contender of the table, at matched forgetting."""
+        reported = self.under("reported")
+        if self.no_bar or not reported:
+            return []
+        groups: dict[str, list[Trained]] = {}
+        for one in reported:
+            groups.setdefault(one.label, []).append(one)
+        first = next(iter(groups))
+        return differences(groups, first)
 
     def under(self, role: str) -> list[Trained]:
         """Return what was trained in the runs of a role."""
@@ -86,6 +109,10 @@ def write_result(path: Path, result: Result) -> None:
         "runs": [asdict(run) for run in result.runs],
         "chosen": {name: asdict(choice) for name, choice in result.chosen.items()},
         "summary": [asdict(row) for row in result.rows],
+        "differences": {
+            part["title"]: [asdict(one) for one in result.part(part["labels"]).differences] for part in result.parts
+        },
+        "analyses": dict(result.analyses),
         "pareto": {
             "axes": list(result.axes),
             **{role: [asdict(place) for place in found] for role, found in result.fronts().items()},
@@ -111,12 +138,15 @@ def read_result(path: Path) -> Result:
     known = read_json(path)
     if known.get("schema") != SCHEMA:
         raise DataError(f"{path}: expected {SCHEMA}, found {known.get('schema')}. Run the sweep again.")
-    derived = ("schema", "rule", "runs", "trained", "failed", "chosen", "summary", "pareto")
+    derived = (
+        "schema", "rule", "runs", "trained", "failed", "chosen", "summary", "differences", "analyses", "pareto"
+    )  # fmt: skip
     try:
         return Result(
             asked={name: value for name, value in known.items() if name not in derived},
             runs=tuple(SweptRun(**run) for run in known["runs"]),
             trained=tuple(_from_record(record) for record in known["trained"]), failed=tuple(known["failed"]),
+            analyses=known.get("analyses", {}),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a results file, found another structure ({error!r}).") from error

@@ -9,27 +9,15 @@ from pathlib import Path
 
 import click
 import pytest
+from sweep_cases import RECIPE, asked
 from viker.data.example import DataError
 from viker.sweep.adapters import NOWHERE, adapter_of
-from viker.sweep.asked import resolve
-from viker.sweep.grid import expand, option_axis, references_axis, setting_axis
-from viker.sweep.jobs import Job, Recipe, as_line, recipe_words
-from viker.sweep.prepare import Run, rows_to_make, steps, world
-from viker.sweep.studies import STUDIES
+from viker.sweep.grid import draw_axis, expand, option_axis, setting_axis
+from viker.sweep.jobs import Job, as_line
+from viker.sweep.prepare import Draw, Run, rows_to_make, steps, world
+from viker.sweep.study import STUDIES
 from viker.train.commands import command as train_command
 from viker.train.methods import METHODS
-
-OPTIONS = {
-    "study": None, "run": None, "data": None, "model": None, "pool": None, "worlds": "11,12", "dev": "1",
-    "methods": "ga,viker", "learning_rates": "1e-3,2e-3", "lambdas": None, "retains": None, "num_references": None,
-    "top_ks": None, "seeds": "0", "hp": (), "num_train_epochs": 10.0, "evaluate_every": 4, "evaluate_people": 12,
-    "runs": Path("runs/sweep"), "train_options": (),
-}  # fmt: skip
-RECIPE = Recipe("mini", recipe_words(10.0, 4, 12, ()))
-
-
-def asked(announced=None, **options):
-    return resolve({**OPTIONS, **options}, None, (announced if announced is not None else []).append)
 
 
 def labels(**options):
@@ -103,7 +91,6 @@ def test_what_no_method_takes_is_refused(options, told):
         ({"worlds": "1,2", "dev": "2,3"}, "found 2 in --dev too"),
         ({"run": Path("somewhere")}, "found both"),
         ({"data": "here"}, "expected it with --run alone"),
-        ({"study": "methods", "run": Path("x"), "worlds": None, "dev": None}, "Leave one out"),
         ({"train_options": ("--bf16", "--learning-rate=1")}, "--learning-rate=1: expected options that no axis"),
     ],
 )
@@ -114,7 +101,7 @@ def test_a_grid_that_cannot_be_is_refused(options, told):
 
 def test_references_are_an_axis_of_methods_whose_rows_come_from_them():
     methods = [(name, METHODS[name]) for name in ("npo", "viker")]
-    found = expand(methods, [references_axis("2,4")], lambda words: "same", [].append)
+    found = expand(methods, [draw_axis("num_references", "2,4")], lambda words: "same", [].append)
     assert [setting.label for setting in found] == ["npo", "viker k=2", "viker k=4"]
 
 
@@ -230,9 +217,9 @@ def test_a_run_that_was_given_keeps_what_it_has(tmp_path):
 
 def test_each_number_of_references_is_a_cache_that_jobs_name(tmp_path):
     run = Run("own", "reported", tmp_path, "d", "m", pool="patterns")
-    step = steps(run, [], [4])[0]
+    step = steps(run, [], [Draw(None, 4)])[0]
     assert step.words[-4:] == ("--num-references", "4", "--pool", "patterns")
-    (setting,) = expand([("viker", METHODS["viker"])], [references_axis("4")], lambda words: "", [].append)
+    (setting,) = expand([("viker", METHODS["viker"])], [draw_axis("num_references", "4")], lambda words: "", [].append)
     job = Job(run, setting, 0, RECIPE)
     with pytest.raises(DataError, match="references-4"):
         assert job.words

@@ -15,7 +15,7 @@ from ..models.encode import Encoder
 from .line_files import append_line, read_lines, sync_tree
 
 Point = dict[str, Any]
-Measure = Callable[[Any, Encoder], dict[str, float]]
+Measure = Callable[[Any, Encoder], dict[str, Any]]
 FILE = "trajectory.jsonl"
 
 
