@@ -75,8 +75,8 @@ def built_in_pool(name: str) -> Pool:
 def open_pool(spec: str, source: Source) -> Pool:
     """Return a pool by name or folder: `patterns`, `noise`, `celebrities` (half of the source's real people), or path.
 
-    `forget` and `retain` are the source's own people, all pictures there are of those to forget, and the training
-    pictures of retain people that a retain term may use. They show what a pool must not be (arXiv 2601.22020, App. C.6).
+    `forget` and `retain` are the source's own people: all pictures there are of those to forget, and the training
+    pictures of retain people that a retain term may use. They show what a pool must not be (arXiv 2601.22020, C.6).
 
     Raises:
         DataError: nothing usable is there, or the folder holds the embedded benchmark's pictures and the source is

@@ -106,6 +106,13 @@ def prompted_questions(questions: Mapping[str, Sequence[Example]], protocol: Pro
     ]
 
 
+def without_options(questions: Mapping[str, Sequence[Example]], protocol: Protocol) -> dict[str, dict[str, int]]:
+    """Return by split, and by reason, what CLEAR's questions by options have to go without."""
+    if not is_clear(questions):
+        return {}
+    return {split: option_questions(examples, protocol.seed)[1] for split, examples in questions.items()}
+
+
 def is_clear(questions: Mapping[str, Sequence[Example]]) -> bool:
     """Tell whether questions are CLEAR's: only it asks for names and captions."""
     return any(example.task in CLEAR_TASKS for examples in questions.values() for example in examples)

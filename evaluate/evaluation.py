@@ -32,6 +32,7 @@ from .ask import (
     letter_tokens,
     longest_reply,
     prompted_questions,
+    without_options,
 )
 from .measures.comparisons import NO_VERDICT
 from .named_source import facts_of, open_named_source
@@ -46,6 +47,7 @@ from .protocols.mllmu import Prompted
 from .protocols.official_scores import official_table
 from .runner import Once, Runner, checkpoint_of, loading_of
 from .score import person_scores, score_answers, scores_json
+from .token_candidates import keep_candidates, training_answers
 from .work import Job
 
 PUBLISHED_FILE = "published.json"
@@ -53,11 +55,12 @@ _WORK = "work"
 
 
 class Asked(NamedTuple):
-    """What every target is asked: the questions, their jobs, and what each job is for."""
+    """What every target is asked: the questions, their jobs, what each job is for; answers to look at by token."""
 
     prompted: Sequence[Prompted]
     jobs: Sequence[Job]
     purposes: Sequence[Purpose]
+    by_token: Sequence[Example]
 
 
 class Target(NamedTuple):
@@ -88,8 +91,11 @@ def evaluate_targets(
     questions = open_questions(options)
     prompted = prompted_questions(questions, protocol)
     _tell_unscored(questions, prompted)
+    for split, left_out in without_options(questions, protocol).items():
+        for reason, count in left_out.items():
+            click.echo(f"evaluate: {split}: questions by options go without {count} {reason}", err=True)
     longest, letters = longest_reply(questions, protocol), letter_tokens(questions, protocol)
-    work = Asked(prompted, *jobs_of(prompted, longest, letters))
+    work = Asked(prompted, *jobs_of(prompted, longest, letters), training_answers(options))
     # What the others are held against comes first, so that their label says so.
     for name, target in sorted(targets.items(), key=lambda item: item[0] != "retain-only"):
         started = time.time()
@@ -227,6 +233,7 @@ def _ask(
     answers = answers_of(prompted, work.purposes, run(work.jobs, f"ask {name}"), name)
     if options["gradient_norm"]:
         answers = with_gradient_norms(model(), prompted, answers)
+    keep_candidates(options, model, work.by_token, target.output)
     model.forget()
     if vanilla is not None and options["fluency"]:
         answers = with_fluency(options, prompted, answers, vanilla, target.output / _WORK / "fluency")

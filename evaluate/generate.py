@@ -104,7 +104,7 @@ def score_batches(rows: Sequence[Encoded], batch_size: int) -> list[list[int]]:
 
 def reply_batch(model: Any, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int) -> list[str]:
     """Return the greedy replies to a batch of prompts; where memory runs out, in halves."""
-    return _in_halves(partial(_replies, model, encoder, max_new_tokens), rows)
+    return in_halves(partial(_replies, model, encoder, max_new_tokens), rows)
 
 
 def score_batch(model: Any, encoder: Encoder, rows: Sequence[Encoded], names: Sequence[str]) -> list[TokenScores]:
@@ -119,7 +119,7 @@ def score_batch(model: Any, encoder: Encoder, rows: Sequence[Encoded], names: Se
     Raises:
         DataError: a number is not finite.
     """
-    return _in_halves(partial(_scores, model, encoder), list(zip(rows, names, strict=True)))
+    return in_halves(partial(_scores, model, encoder), list(zip(rows, names, strict=True)))
 
 
 def _in_order(
@@ -138,7 +138,7 @@ def _in_order(
     return [found[index] for index in range(len(asked))]
 
 
-def _in_halves(run: Callable[[Sequence[_Asked]], list[_Said]], asked: Sequence[_Asked]) -> list[_Said]:
+def in_halves(run: Callable[[Sequence[_Asked]], list[_Said]], asked: Sequence[_Asked]) -> list[_Said]:
     """Run a batch, in halves where the whole does not fit in memory, and say so."""
     try:
         return run(asked)
@@ -148,7 +148,7 @@ def _in_halves(run: Callable[[Sequence[_Asked]], list[_Said]], asked: Sequence[_
     half = -(-len(asked) // 2)  # outside the handler, whose traceback holds on to what did not fit
     tqdm.write(f"out of memory with a batch of {len(asked)}: going on with {half} at once", file=sys.stderr)
     torch.cuda.empty_cache()
-    return [*_in_halves(run, asked[:half]), *_in_halves(run, asked[half:])]
+    return [*in_halves(run, asked[:half]), *in_halves(run, asked[half:])]
 
 
 def _by_picture(rows: Sequence[Encoded]) -> list[list[int]]:
@@ -209,7 +209,7 @@ def _up_to_stop(tokens: list[int], encoder: Encoder) -> list[int]:
 def _scores(model: Any, encoder: Encoder, named: Sequence[tuple[Encoded, str]]) -> list[TokenScores]:
     rows = [row for row, _ in named]
     answer_ids_M = torch.tensor([token for row in rows for token in row.answer_ids])
-    parts = _logits_in_parts(model, encoder, rows)
+    parts = logits_in_parts(model, encoder, rows)
     numbers = [_statistics(logits_mV, ids_m) for logits_mV, ids_m in _beside(parts, answer_ids_M)]
     tokens = [token for part in numbers for token in part]
     scores, first = [], 0
@@ -219,7 +219,7 @@ def _scores(model: Any, encoder: Encoder, named: Sequence[tuple[Encoded, str]]) 
     return scores
 
 
-def _logits_in_parts(model: Any, encoder: Encoder, rows: Sequence[Encoded]) -> Iterator[Tensor]:
+def logits_in_parts(model: Any, encoder: Encoder, rows: Sequence[Encoded]) -> Iterator[Tensor]:
     """Yield the logits of answer tokens, so many at once that a large vocabulary takes no more memory than a small."""
     at_once = max(1, LOGITS_AT_ONCE // int(backbone(model).config.get_text_config().vocab_size))
     try:

@@ -73,8 +73,8 @@ def measure_point(
     """Return one point: `<split>_<value>` of each split that has questions.
 
     Values are `rougeL`, `answer_logprob` (nats a token of the published answer), `repetition` and `blank`, means over
-    answers, and where facts are known `fact`, the mean recall over people, with `fact_people`, the [hits, facts] of each
-    in the order of their ids and without them: what intervals are made from, and all that is kept of anybody.
+    answers, and where facts are known `fact`, the mean recall over people, with `fact_people`, the [hits, facts] of
+    each in the order of their ids and without them: what intervals are made from, and all that is kept of anybody.
     """
     splits = [split for split, examples in questions.items() for _ in examples]
     asked = [example for examples in questions.values() for example in examples]

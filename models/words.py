@@ -30,7 +30,7 @@ def decode_answer(tokenizer: Any, answer_ids: Sequence[int]) -> str:
 def words_of(tokenizer: Any, answer_ids: Sequence[int]) -> list[Word]:
     """Return the words of an answer in order; `start` and `stop` count in what `decode_answer` returns."""
     text = decode_answer(tokenizer, answer_ids)
-    spans = _token_spans(tokenizer, answer_ids, len(text))
+    spans = token_spans(tokenizer, answer_ids, len(text))
     words, cursor = [], 0
     for word in text.split():
         start = text.index(word, cursor)
@@ -40,8 +40,8 @@ def words_of(tokenizer: Any, answer_ids: Sequence[int]) -> list[Word]:
     return words
 
 
-def _token_spans(tokenizer: Any, answer_ids: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Return the characters that each token has a part in.
+def token_spans(tokenizer: Any, answer_ids: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Return the characters (start, stop) that each token has a part in, of an answer whose text has a length.
 
     A token alone does not say how many: spaces between words depend on what is before.
     """

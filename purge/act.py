@@ -14,12 +14,13 @@ from typing import Any
 
 from ..data.artefact import MARKER, cache_home, read_config, read_json, write_json
 from ..data.example import DataError
+from ..evaluate.record.keys import read_secret
 from ..precompute.cache import CacheError, TeacherCache
 from ..precompute.reading.verify import verify
 from ..precompute.sharing.pointer import making_path, read_making, record_making
 from ..precompute.writing.blocks import sync
 from ..precompute.writing.derive import finish_replacements, holds_person, without_person
-from .find import PURGED, REPLACING, Finding, file_digest, is_about, open_plain
+from .find import PURGED, REPLACING, TOKENS, Finding, file_digest, is_about, open_plain
 from .runs import read_lines
 from .trained import locate, open_recorded
 
@@ -45,6 +46,8 @@ def act_on(finding: Finding, person: str) -> tuple[Digests, str]:
             return _rewrite_answers(path, person)
         case "diagnosis":
             return _rewrite_diagnosis(path, person)
+        case "record key":
+            return _hand_over_key(path)
         case "remnant" if path.name == REPLACING or path.name.endswith(".removed"):
             finish_replacements(path.parent)
             if path.exists():
@@ -52,6 +55,14 @@ def act_on(finding: Finding, person: str) -> tuple[Digests, str]:
         case _:
             remove_directory(path)
     return {}, "removed"
+
+
+def _hand_over_key(path: Path) -> tuple[Digests, str]:
+    """Remove the key of a person's deletion records, which stay, and tell it: who is given it can still prove them."""
+    secret = read_secret(path)
+    path.unlink()
+    sync(path.parent)
+    return {}, f"removed; it was {secret.hex()}, shown once: it proves whom the records are about. Keep it elsewhere"
 
 
 def remove_directory(path: Path) -> None:
@@ -126,18 +137,31 @@ def _require_sound(root: Path, person: str) -> None:
 
 def _rewrite_answers(evaluation: Path, person: str) -> tuple[Digests, str]:
     """Keep the replies about others, byte for byte, and score them again; scores first, so that a kill is repaired."""
-    path, scores = evaluation / "answers.jsonl", evaluation / "scores.json"
-    lines = read_lines(path)
+    path, scores, tokens = evaluation / "answers.jsonl", evaluation / "scores.json", evaluation / TOKENS
+    told = _without_tokens(tokens, person)
+    lines = read_lines(path) if path.is_file() else []
     kept = [line for line, record in lines if not is_about(record, person)]
-    if not kept:
+    if lines and not kept:
         remove_directory(evaluation)
         return {}, "removed: every reply was about them"
-    told = _score_again(evaluation, kept) if scores.is_file() else ""
-    for derived in _DERIVED:
-        (evaluation / derived).unlink(missing_ok=True)
+    if len(kept) < len(lines):
+        scored = _score_again(evaluation, kept) if scores.is_file() else ""
+        for derived in _DERIVED:
+            (evaluation / derived).unlink(missing_ok=True)
+        _replace_file(path, b"".join(line + b"\n" for line in kept))
+        told = [f"{len(lines) - len(kept)} replies removed{scored}", *told]
+    after = {"answers": path, "scores": scores, "tokens": tokens}
+    return {name: file_digest(place) for name, place in after.items() if place.is_file()}, "; ".join(told)
+
+
+def _without_tokens(path: Path, person: str) -> list[str]:
+    """Keep the answers about others, byte for byte, of those kept token by token; say what was done."""
+    lines = read_lines(path) if path.is_file() else []
+    kept = [line for line, record in lines if not is_about(record, person)]
+    if len(kept) == len(lines):
+        return []
     _replace_file(path, b"".join(line + b"\n" for line in kept))
-    after = {"answers": file_digest(path)} | ({"scores": file_digest(scores)} if scores.is_file() else {})
-    return after, f"{len(lines) - len(kept)} replies removed{told}"
+    return [f"{len(lines) - len(kept)} answers removed from {path.name}"]
 
 
 def _rewrite_diagnosis(path: Path, person: str) -> tuple[Digests, str]:

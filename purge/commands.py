@@ -30,7 +30,7 @@ _EXIT_LEFT_OVER = 1
 _ALWAYS = frozenset({"remnant", "report", "answers", "diagnosis", "stored key", "cache"})
 _BY_OPTION = {
     "adapter": "include_adapters", "model": "include_models", "damaged cache": "include_damaged",
-    "remote cache": "rewrite_remote",
+    "remote cache": "rewrite_remote", "record key": "include_record_keys",
 }  # fmt: skip
 _ACTIONS = {
     "remnant": "remove",
@@ -43,6 +43,7 @@ _ACTIONS = {
     "cache": "rewrite without them under a new key",
     "damaged cache": "remove",
     "remote cache": "publish without them, and bury the key",
+    "record key": "show it once, and remove it",
 }
 
 
@@ -78,6 +79,10 @@ class Result:
     help="Also remove adapters trained on the person. Those that unlearned them are what makes the model forget.",
 )  # fmt: skip
 @click.option("--include-models", is_flag=True, help="Also remove checkpoints that were taught about the person.")
+@click.option(
+    "--include-record-keys", is_flag=True,
+    help="Also remove the keys of their deletion records, shown once: without a key nobody can say whose a record is.",
+)  # fmt: skip
 @click.option("--include-damaged", is_flag=True, help="Also remove caches that are damaged or unfinished, whosever.")
 @click.option(
     "--record", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Folder for the record.",

@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 from ..data.artefact import CHECKPOINT_CONFIG, CONFIG, is_complete, read_config, read_json
 from ..data.example import DataError
+from ..evaluate.record.keys import FOLDER as RECORDS
+from ..evaluate.record.keys import KEYS, find_key_file
 from ..precompute.cache import CacheError, TeacherCache, person_digest
 from ..precompute.writing.derive import holds_person
 from .trained import KnownCaches, locate
 
 Kind = Literal[
     "cache", "damaged cache", "remote cache", "remnant", "stored key", "answers", "diagnosis", "report", "adapter",
-    "model", "source", "mention", "unreadable",
+    "model", "record key", "source", "mention", "unreadable",
 ]  # fmt: skip
 
 PURGED = ".purged"  # what a directory is called while it is being removed
@@ -32,12 +34,13 @@ REPLACING = ".replacing"  # where `precompute/writing/derive.py` makes a cache t
 REGISTRY = ".runs"  # what runs there are, by name alone
 DATA_SCHEMA = "viker/data/1"
 DIAGNOSIS = "diagnose.jsonl"  # of an adapter: answers word by word
+TOKENS = "tokens.jsonl"  # of an evaluation: training answers token by token
 _TEXT = frozenset({".json", ".jsonl", ".md", ".html", ".txt", ".csv", ".log", ".toml", ".yaml"})
 _OF_STAGES = frozenset({
     CONFIG, CHECKPOINT_CONFIG, "provenance.json", "training_log.jsonl", "trajectory.jsonl", "answers.jsonl",
-    "scores.json", "report.json", "report.md", "report.html", "source.json", "README.md", DIAGNOSIS,
+    "scores.json", "report.json", "report.md", "report.html", "source.json", "README.md", DIAGNOSIS, TOKENS,
 })  # fmt: skip
-_BY_LINE = frozenset({"answers.jsonl", DIAGNOSIS})  # whose lines about the person are findings of their own
+_BY_LINE = frozenset({"answers.jsonl", DIAGNOSIS, TOKENS})  # whose lines about the person are findings of their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +144,23 @@ def caches_elsewhere(artefacts: Sequence[Artefact], home: Path) -> list[Path]:
     return sorted({path.resolve() for path in named if path.is_dir() and path.resolve().parent != home.resolve()})
 
 
+def find_record_keys(roots: Sequence[Path], person: str) -> list[Finding]:
+    """Return the keys that show which deletion records below some folders are about a person: records name nobody."""
+    findings = []
+    for folder in (folder for root in roots for folder, _, _ in _walk(root)):
+        if (folder.parent.name, folder.name) != (RECORDS, KEYS):
+            continue
+        try:
+            path = find_key_file(folder, person)
+        except DataError as error:
+            findings.append(Finding(kind="unreadable", place=folder, told="keys of records", problem=str(error)))
+            continue
+        if path is not None:
+            told = f"shows that deletion records of {path.stem[:16]} are about them; those name nobody, and stay"
+            findings.append(Finding(kind="record key", place=path, told=told, before={"pseudonym": path.stem}))
+    return findings
+
+
 def find_mentions(
     roots: Sequence[Path], artefacts: Sequence[Artefact], person: str, covered: Collection[Path]
 ) -> list[Finding]:
@@ -167,7 +187,7 @@ def find_mentions(
 
 
 def is_about(record: Any, person: str) -> bool:
-    """Tell whether a record of answers.jsonl, of a diagnosis or of a report is about a person."""
+    """Tell whether a record of answers.jsonl, tokens.jsonl, a diagnosis or a report is about a person."""
     if not isinstance(record, dict):
         return False
     people = record["people"] if isinstance(record.get("people"), list) else [record.get("person")]

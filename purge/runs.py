@@ -13,7 +13,7 @@ from typing import Any
 from ..data.artefact import CHECKPOINT_CONFIG, CONFIG, read_json
 from ..data.example import DataError
 from ..data.source import Source
-from .find import DATA_SCHEMA, DIAGNOSIS, Artefact, Finding, Kind, file_digest, is_about, tree_digest
+from .find import DATA_SCHEMA, DIAGNOSIS, TOKENS, Artefact, Finding, Kind, file_digest, is_about, tree_digest
 from .trained import KnownCaches, Told, Trained, locate, open_recorded
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -51,16 +51,21 @@ def find_in_artefacts(artefacts: Sequence[Artefact], person: str, caches: KnownC
 
 def in_answers(artefact: Artefact, person: str) -> list[Finding]:
     """Return the finding for an evaluation or an attack whose replies are about a person, or do not parse."""
-    path = artefact.path / "answers.jsonl"
-    if artefact.schema not in _ASKED or not (path.is_symlink() or path.is_file()):
+    if artefact.schema not in _ASKED:
         return []
-    try:
-        lines = read_lines(path)
-    except DataError as error:
-        return [Finding(kind="answers", place=artefact.path, told="replies", problem=str(error))]
-    held = sum(is_about(record, person) for _, record in lines)
-    told = f"{held} of {len(lines)} replies are about them"
-    return [Finding(kind="answers", place=artefact.path, told=told, before=_digests(path))] if held else []
+    told = []
+    for name, what in (("answers.jsonl", "replies"), (TOKENS, "answers token by token")):
+        path = artefact.path / name
+        try:
+            lines = read_lines(path) if path.is_symlink() or path.is_file() else []
+        except DataError as error:
+            return [Finding(kind="answers", place=artefact.path, told=what, problem=str(error))]
+        if held := sum(is_about(record, person) for _, record in lines):
+            told.append(f"{held} of {len(lines)} {what}")
+    if not told:
+        return []
+    told_of_both = f"{' and '.join(told)} are about them"
+    return [Finding(kind="answers", place=artefact.path, told=told_of_both, before=_digests(artefact.path))]
 
 
 def _in_work(artefact: Artefact) -> list[Finding]:
@@ -195,6 +200,10 @@ def _model_digests(artefact: Artefact) -> dict[str, str]:
     return digests | ({"weights": file_digest(weights)} if weights.is_file() else {})
 
 
-def _digests(path: Path) -> dict[str, str]:
-    scores = path.with_name("scores.json")
-    return {"answers": file_digest(path)} | ({"scores": file_digest(scores)} if scores.is_file() else {})
+def _digests(evaluation: Path) -> dict[str, str]:
+    paths = {
+        "answers": evaluation / "answers.jsonl",
+        "scores": evaluation / "scores.json",
+        "tokens": evaluation / TOKENS,
+    }
+    return {name: file_digest(path) for name, path in paths.items() if path.is_file()}

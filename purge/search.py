@@ -16,12 +16,12 @@ from ..data.artefact import cache_home
 from ..data.example import DataError
 from ..data.run_roots import RunRoot, registered_runs
 from ..precompute.cache import CacheError
-from .find import Finding, Kind, caches_elsewhere, find_artefacts, find_in_caches, find_mentions
+from .find import Finding, Kind, caches_elsewhere, find_artefacts, find_in_caches, find_mentions, find_record_keys
 from .runs import find_in_artefacts, find_sources
 
 ORDER: tuple[Kind, ...] = (
     "remnant", "report", "answers", "diagnosis", "adapter", "model", "stored key", "cache", "damaged cache",
-    "remote cache", "unreadable", "mention", "source",
+    "remote cache", "record key", "unreadable", "mention", "source",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def search_everywhere(person: str, named: Sequence[Path], remotes: Sequence[str]
     covered = {Path(found.place) for found in in_runs if found.kind == "report"}
     findings += [
         *in_folders, *in_caches, *in_runs, *find_sources(artefacts, person),
-        *find_mentions(roots, artefacts, person, covered),
+        *find_mentions(roots, artefacts, person, covered), *find_record_keys(roots, person),
     ]  # fmt: skip
     for url in remotes:
         findings += _in_remote(url, person)

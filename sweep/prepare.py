@@ -45,13 +45,13 @@ class Draw(NamedTuple):
     """Another draw of references than the run's own: another pool, another number of images, or both."""
 
     pool: str | None
-    count: int | None
+    num_references: int | None
 
     @property
     def folder(self) -> str:
         """The folder inside a run that stores the key of its rows."""
         pool = [] if self.pool is None else ["pool", Path(self.pool).name]
-        count = [] if self.count is None else ["references", str(self.count)]
+        count = [] if self.num_references is None else ["references", str(self.num_references)]
         return "-".join([*pool, *count])
 
     def images_of(self, run: Run) -> str | None:
@@ -143,8 +143,8 @@ def _evaluation_step(run: Run) -> Step:
 def _rows_step(run: Run, words: tuple[str, ...], draw: Draw) -> Step:
     place = run.path / draw.folder
     made = place / "precompute" / _artefact(words)
-    if draw.count is not None:
-        words = (*words, "--num-references", str(draw.count))
+    if draw.num_references is not None:
+        words = (*words, "--num-references", str(draw.num_references))
     if teacher_of(words) == "reference":
         pool = draw.images_of(run)
         if pool is None and not is_complete(made):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from viker.data.clear_rows import NAME_QUESTION
 from viker.data.example import DataError, EncodedImage, Example, ask_about
+from viker.evaluate.ask import Protocol, without_options
 from viker.evaluate.generate import answer_likelihoods, generate_replies
 from viker.evaluate.protocols.clear import (
     PROMPTS,
@@ -98,6 +99,13 @@ def test_rows_without_wrong_names_and_repeats_of_the_right_one_are_counted() -> 
     assert [question.id for question in asked] == [f"{row.id}/options" for row in (FACE, rows[2], PLACE)]
     assert left_out == {"rows without a wrong name": 2, "wrong names that repeat the right one": 2}
     assert sorted(name for _, name in asked[1].options) == ["Ada Li", "Cleo Ray"]
+
+
+def test_what_goes_without_options_is_counted_by_split_and_is_nothing_elsewhere() -> None:
+    protocol = Protocol(style="plain", max_new_tokens=None, batch_size=1, tasks=("recognition",))
+    questions = {"forget": [FACE], "test": [replace(FACE, wrong=())], "real": []}
+    assert without_options(questions, protocol) == {"forget": {}, "test": {"rows without a wrong name": 1}, "real": {}}
+    assert without_options({"forget": [replace(FACE, task="generation", wrong=())]}, protocol) == {}
 
 
 @pytest.mark.parametrize("wrong", [(), ("Ada Li",), tuple(f"Name {number}" for number in range(26))])
