@@ -128,7 +128,7 @@ def _with_study(options: Mapping[str, Any], study: Study | None) -> dict[str, An
 
 def _runs(options: Mapping[str, Any], preset: str | None) -> list[Run]:
     if options["run"] is None:
-        return _worlds(options)
+        return _worlds(options, _of_preset(preset or _MINI, "base") or "tiny")
     if options["worlds"] is not None or options["dev"] is not None:
         raise click.UsageError("sweep: expected --run, or --worlds of the embedded benchmark, found both.")
     for name in ("data", "model"):
@@ -141,7 +141,7 @@ def _runs(options: Mapping[str, Any], preset: str | None) -> list[Run]:
     return [Run(path.name, "reported", path, options["data"], options["model"], pool)]
 
 
-def _worlds(options: Mapping[str, Any]) -> list[Run]:
+def _worlds(options: Mapping[str, Any], base: str) -> list[Run]:
     for name in ("data", "model", "pool"):
         if options[name] is not None:
             raise click.UsageError(f"sweep --{name}: expected it with --run alone, found none. Worlds have their own.")
@@ -154,7 +154,7 @@ def _worlds(options: Mapping[str, Any]) -> list[Run]:
     }
     for option, (role, text) in named.items():
         seeds = read_numbers(option, text, int) if text else []
-        runs += [world(str(seed), options["runs"], role) for seed in seeds]
+        runs += [world(str(seed), options["runs"], role, base) for seed in seeds]
     names = [run.name for run in runs]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise click.UsageError(
@@ -164,7 +164,11 @@ def _worlds(options: Mapping[str, Any]) -> list[Run]:
 
 
 def _pool_of(preset: str | None, data: str) -> str | None:
+    return None if preset is None else _of_preset(preset, "pool").replace("{data}", data) or None
+
+
+def _of_preset(preset: str, name: str) -> str:
+    """Return what the pipeline's table of a preset says, as text; nothing where it says nothing."""
     from ..cli import read_preset
 
-    pool = "" if preset is None else str(read_preset(preset).get("pipeline", {}).get("pool", ""))
-    return pool.replace("{data}", data) or None
+    return str(read_preset(preset).get("pipeline", {}).get(name, ""))

@@ -25,7 +25,10 @@ KEPT = 64  # tokens a row keeps if nobody says otherwise
 
 
 class Run(NamedTuple):
-    """A run directory that jobs train in; `name` is the seed of a world, or the directory's name."""
+    """A run directory that jobs train in; `name` is the seed of a world, or the directory's name.
+
+    `base` is what a world's first model is built as.
+    """
 
     name: str
     role: Role
@@ -34,6 +37,7 @@ class Run(NamedTuple):
     model: str
     pool: str | None = None
     is_world: bool = False
+    base: str = "tiny"
 
     @property
     def named(self) -> list[str]:
@@ -74,11 +78,12 @@ class Step(NamedTuple):
         return all(map(is_complete, self.makes))
 
 
-def world(seed: str, runs: Path, role: Role) -> Run:
+def world(seed: str, runs: Path, role: Role, base: str = "tiny") -> Run:
     """Return the run directory of a world."""
     path = runs / f"world-{seed}"
     data = path / "data"
-    return Run(seed, role, path, str(data), str(path / "vanilla"), str(data / "pools" / "people"), is_world=True)
+    pool = str(data / "pools" / "people")
+    return Run(seed, role, path, str(data), str(path / "vanilla"), pool, is_world=True, base=base)
 
 
 def rows_to_make(methods: Iterable[Method], top_ks: Sequence[int] = ()) -> list[tuple[str, ...]]:
@@ -116,7 +121,7 @@ _OWN = Draw(None, None)
 
 def _world_steps(run: Run) -> list[Step]:
     path, data, seed = run.path, Path(run.data), ("--seed", run.name)
-    base = ("--data", str(data / "base"), "--looks", str(data / "looks"), "--model", "tiny")
+    base = ("--data", str(data / "base"), "--looks", str(data / "looks"), "--model", run.base)
     made = [
         Step(("data", "make", "mini", str(data), *seed), (data,)),
         Step(("finetune", "base", *base, "--output", str(path / "base"), *seed), (path / "base",)),

@@ -152,7 +152,7 @@ def test_the_first_lines_say_that_mini_is_mini(run: Path) -> None:
     title, first = [line for line in page_of(run).splitlines() if line][:2]
     assert NOTICES["mini"] in title
     assert first == "*mini, not comparable with published MLLMU numbers; real run: `--preset mllmu-10`*"
-    assert report["schema"] == "viker/report/1"
+    assert report["schema"] == "viker/report/2"
     assert "retain-only" not in title
 
 

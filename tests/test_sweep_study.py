@@ -9,7 +9,8 @@ from statistics import fmean
 
 import click
 import pytest
-from sweep_cases import asked, swept_run, trained
+from sweep_cases import OPTIONS, asked, swept_run, trained
+from viker.sweep.asked import resolve
 from viker.sweep.choose import choose, settings_to_report, summarize
 from viker.sweep.collect import read_people
 from viker.sweep.figure import draw_all
@@ -113,6 +114,13 @@ def test_each_pool_is_a_cache_and_a_worlds_own_people_go_by_name():
     assert [Draw(pool, None).images_of(run) for pool in ("forget", "noise")] == ["forget", "noise"]
     assert Draw("my photos/of nobody", 4).folder == "pool-of nobody-references-4"
     assert Draw(None, 4).folder == "references-4"
+
+
+def test_worlds_of_another_preset_begin_with_its_base():
+    hard = resolve({**OPTIONS, **UNNAMED, "study": "matched"}, "mini-hard-200", [].append)
+    base = next(step for step in hard.steps(hard.runs[0]) if step.words[:2] == ("finetune", "base"))
+    assert base.words[base.words.index("--model") + 1] == "small"
+    assert hard.recipe.opening == ["--preset", "mini-hard-200"]
 
 
 def test_jobs_of_reported_worlds_are_diagnosed_where_gradients_are_a_question():

@@ -18,12 +18,17 @@ from ...data.notices import NOTICES
 from ...data.sidecar import Sidecar, read_sidecar
 from ..answers import Answer, read_answers
 from ..named_source import facts_of_evaluation
+from .curves import curves_section, pareto_section
 from .evidence import evidence_sections
 from .likelihood import likelihood_section
 from .rank import Recalls, answer_recalls, forgetting_bar, matched_section, ranked, why_no_ranks
+from .replies import replies_section
 from .run import Run, Stage, read_scores, sidecar_file, stale_inputs
+from .splits import split_columns
+from .tokens import tokens_section
+from .words import verdict_in_words
 
-SCHEMA = "viker/report/1"
+SCHEMA = "viker/report/2"
 PRIVACY = "This page quotes private answers: keep it as you keep the forget set."
 HEADROOM = 0.9
 FAR_ABOVE_CHANCE = 0.15
@@ -51,19 +56,21 @@ def build_report(run: Run, published: Sequence[Mapping[str, Any]], ours: Sequenc
     task, modality = columns[0]["task"], columns[0]["modality"]
     recalls = answer_recalls(answers, facts, task, modality)
     bar = forgetting_bar(recalls)
-    headline = _table(columns, names, scores)
-    return {
+    headline = {
+        "columns": columns, "bar": bar, "no_ranks": why_no_ranks(recalls, bar),
+        "rows": ranked(_table(columns, names, scores), models, recalls, bar),
+    }  # fmt: skip
+    report = {
         "schema": SCHEMA,
         "title": _title(run, names),
         "directory": str(run.path / "report"),
         "embedded": NOTICES.get(run.source or ""),
         "notices": _notices(run, models, ours),
         "models": models,
-        "headline": {
-            "columns": columns,
-            "bar": bar,
-            "no_ranks": why_no_ranks(recalls, bar),
-            "rows": ranked(headline, models, recalls, bar),
+        "headline": headline,
+        "splits": {
+            "columns": (each := split_columns((key[1:] for key in scores), task, modality)),
+            "rows": _table(each, names, scores),
         },
         "seen_retain": {"columns": (seen := _seen_columns(columns)), "rows": _table(seen, names, scores)},
         "matched": matched_section(run, models, recalls, bar),
@@ -71,10 +78,15 @@ def build_report(run: Run, published: Sequence[Mapping[str, Any]], ours: Sequenc
         **evidence_sections(run, answers, _facts_with_controls(run, facts)),
         "head_room": _head_room(scores, columns, recalls, _chance(answers, facts, task, modality)),
         "answers": before_and_after(answers, task, modality),
+        "replies": replies_section(answers, facts, task),
+        "pareto": pareto_section(run, models, recalls, headline),
+        "curves": curves_section(run),
+        "key_tokens": tokens_section(run),
         "published": [_beside(item, models, scores) for item in published],
         "scores": records,
         "stages": [stage.describe() for stage in run.stages.values()],
     }
+    return {**report, "verdict_in_words": verdict_in_words(report)}
 
 
 def list_models(run: Run) -> list[dict[str, Any]]:

@@ -65,7 +65,13 @@ def ranked(
         model, recall = known[row["model"]], recalls.get(row["model"])
         forgotten = None if bar is None or recall is None else recall["forget"]["mean"] <= bar + _ROUNDING
         marked.append(
-            {**row, "role": model["role"], "reads_retain_data": model["reads_retain_data"], "forgotten": forgotten}
+            {
+                **row,
+                "role": model["role"],
+                "reads_retain_data": model["reads_retain_data"],
+                "forgotten": forgotten,
+                "recall": None if recall is None else recall["forget"]["mean"],
+            }
         )
     comparable = why_no_ranks(recalls, bar) is None
     return _with_ranks(marked, lambda row: comparable and bool(row["forgotten"]), lambda row: _order(row["values"][2:]))

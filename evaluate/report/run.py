@@ -52,7 +52,10 @@ class Stage:
         """Return what identifies this stage and what it cost, as plain values."""
         names = ("finished", "code_version", "command", "libraries", "device", "wall_seconds", "peak_resident_bytes")
         facts = {name: self.provenance.get(name) for name in names}
-        return {"stage": self.name, "config_digest": self.config_digest, "caches": self.caches, **facts}
+        return {
+            "stage": self.name, "config_digest": self.config_digest, "caches": self.caches, **facts,
+            "inputs": dict(self.config.get("inputs", {})), "options": dict(self.options),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

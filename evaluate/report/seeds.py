@@ -6,6 +6,7 @@ run is listed. A world is what a run's data was made from: two training seeds on
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from .run import Run, Stage, sidecar_file
 from .table import table
 
 SCHEMA = "viker/pooled-report/1"
+POOLED_HEADER = ("model", "metric", "value", "mean of runs", "sd of runs", "runs", "people", "answers")
 _PLACES = frozenset({"seed", "data", "model", "looks", "controls", "vanilla", "data_revision", "processor", "cache"})
 _SHOWN = ("fact_recall", "rougeL", "accuracy", "answer_logprob", "repetition", "fluency_median")
 
@@ -35,10 +37,10 @@ def pooled_report(runs: Sequence[Run]) -> dict[str, Any]:
     everywhere = [key for key in models[0] if all(key in found for found in models)]
     seed = min(int(stage.options.get("seed") or 0) for run in runs for stage in run.under("evaluations").values())
     paired = list(zip(runs, models, strict=True))
+    names = _shown_names(runs[0], models[0], everywhere)
     pooled = {
-        _shown_name(models[0][key]): pool([_evaluation(run, found[key]) for run, found in paired], seed)
-        for key in everywhere
-    }
+        names[key]: pool([_evaluation(run, found[key]) for run, found in paired], seed) for key in everywhere
+    }  # fmt: skip
     missing = [
         f"{stage.path} ({run.path.name})"
         for run, found in paired for key, stage in found.items() if key not in everywhere
@@ -52,10 +54,6 @@ def pooled_report(runs: Sequence[Run]) -> dict[str, Any]:
 def pooled_markdown(report: Mapping[str, Any]) -> str:
     """Return the page of a pooled report: a table a split and task."""
     runs, worlds = len(report["runs"]), len(report["worlds"])
-    records = [
-        {"model": model, **record} for model, found in report["models"].items() for record in found["pooled"]
-    ]  # fmt: skip
-    cells = sorted({(one["split"], one["task"], one["modality"]) for one in records})
     blocks = [
         f"# Viker report over {runs} runs in {worlds} worlds",
         f"Runs: {', '.join(report['runs'])}. The same options but for seeds. A value is over all answers, its interval "
@@ -63,18 +61,24 @@ def pooled_markdown(report: Mapping[str, Any]) -> str:
     ]
     if report["not_in_every_run"]:
         blocks.append("Not in every run, and left out: " + ", ".join(report["not_in_every_run"]) + ".")
-    for cell in cells:
-        rows = [
-            [
+    for cell, rows in pooled_tables(report):
+        blocks += [f"## {', '.join(cell)}", table(POOLED_HEADER, rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def pooled_tables(report: Mapping[str, Any]) -> list[tuple[tuple[str, str, str], list[list[str]]]]:
+    """Return the rows of every cell (split, task, modality) that holds a metric that is shown: see `POOLED_HEADER`."""
+    records = [
+        {"model": model, **record} for model, found in report["models"].items() for record in found["pooled"]
+    ]  # fmt: skip
+    cells: dict[tuple[str, str, str], list[list[str]]] = {}
+    for one in records:
+        if one["metric"] in _SHOWN:
+            cells.setdefault((one["split"], one["task"], one["modality"]), []).append([
                 one["model"], one["metric"], number(one["value"]) + interval(one["ci"]), number(one["run_mean"]),
                 number(one["run_sd"]), str(one["runs"]), str(one["clusters"]), str(one["n"]),
-            ]
-            for one in records
-            if (one["split"], one["task"], one["modality"]) == cell and one["metric"] in _SHOWN
-        ]  # fmt: skip
-        header = ["model", "metric", "value", "mean of runs", "sd of runs", "runs", "people", "answers"]
-        blocks += [f"## {', '.join(cell)}", table(header, rows)] if rows else []
-    return "\n\n".join(blocks) + "\n"
+            ])  # fmt: skip
+    return sorted(cells.items())
 
 
 def _require_alike(runs: Sequence[Run]) -> None:
@@ -110,8 +114,12 @@ def _choices(stage: Stage) -> dict[str, Any]:
     return {name: value for name, value in stage.options.items() if name not in _PLACES | {"schema"}}
 
 
-def _shown_name(stage: Stage) -> str:
-    return stage.path.name.rpartition("-")[0] if stage.path.name not in ("vanilla", "retain-only") else stage.path.name
+def _shown_names(run: Run, models: Mapping[str, Stage], keys: Sequence[str]) -> dict[str, str]:
+    """Return each model's name in the report: an adapter's method, its options' digest behind it where two share it."""
+    adapters = run.under("adapters")
+    short = {key: key.rpartition(" ")[0] if models[key].path.name in adapters else key for key in keys}
+    shared = Counter(short.values())
+    return {key: name if shared[name] == 1 else key for key, name in short.items()}
 
 
 def _evaluation(run: Run, stage: Stage) -> Evaluation:
