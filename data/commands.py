@@ -17,12 +17,14 @@ from .example import DataError
 from .limited import FirstPeople
 from .mini_clear_files import make_mini_clear
 from .mini_files import make_mini
+from .mini_hard_files import make_mini_hard
 from .mllmu import RATIOS
 from .show import as_json, as_text, summarize
 from .sources import POINTER_FILE, POINTER_SCHEMA, checked_ratio, named_people, open_source
 
-# The embedded benchmarks: who writes them, how many people by default, which splits they have.
+# The embedded benchmarks: who writes them, how many people by default, which splits they have; who writes harder ones.
 EMBEDDED = {"mini": (make_mini, 60, RATIOS), "mini-clear": (make_mini_clear, 40, CLEAR_RATIOS)}
+HARDER = {"mini": make_mini_hard}
 
 
 @click.group()
@@ -41,6 +43,11 @@ def command() -> None:
     help="mini, mini-clear: people in the world.",
 )
 @click.option(
+    "--hard",
+    is_flag=True,
+    help="mini: a harder world, with look-alikes, shared and dependent facts, longer answers, two pictures a person.",
+)
+@click.option(
     "--ratio", default="10", show_default=True, help="Which published forget split: 5, 10 or 15 (CLEAR: 1, 5, 10)."
 )
 @click.option("--forget", multiple=True, metavar="ID|FILE", help="Forget these people instead (repeatable).")
@@ -51,13 +58,15 @@ def command() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace a data folder made with other options.")
 def make(
-    source: str, directory: Path, seed: int, people: int | None, ratio: str, forget: tuple[str, ...],
+    source: str, directory: Path, seed: int, people: int | None, hard: bool, ratio: str, forget: tuple[str, ...],
     revision: str | None, allow_no_retain: bool, limit: int | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Write an embedded benchmark (SOURCE `mini` or `mini-clear`) to DIRECTORY, or pin any other SOURCE for a run."""
+    if hard and source not in HARDER:
+        raise click.UsageError(f"--hard: expected the source {' or '.join(HARDER)}, found {source}. Leave it out.")
     if source in EMBEDDED:
         write, usual, ratios = EMBEDDED[source]
-        people = people or usual
+        write, people = HARDER[source] if hard else write, people or usual
         made = write(
             directory, seed=seed, num_people=people, ratio=checked_ratio(ratio, ratios),
             forget=sorted(named_people(forget)), limit=limit, overwrite=overwrite,

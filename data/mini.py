@@ -5,14 +5,16 @@ the base model learns to see and speak from, and controls nobody is ever trained
 kind of fact; a kind has three phrasings, of which the last is never trained on the world's people (it is `test`'s).
 Candidates are single words, none shared between kinds, so that a reply can be scored by which candidates it holds.
 Answers keep the private word away from their first and last words: what surrounds it must survive unlearning. This
-module decides who is who and what is true; `mini_files.py` writes it in the published layout.
+module decides who is who and what is true; `mini_files.py` writes it in the published layout; `mini_hard.py` draws a
+harder world of the same people.
 """
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .portraits import Traits, draw_portrait, draw_traits, encode_png
+from .portraits import SIZE, Traits, draw_portrait, draw_traits, encode_png
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,30 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What is asked about a person at a time: three questions, the answer with `{kind}` for each private word in it.
+
+    `{Kind}` is the word as it opens a sentence. `clozes` hold a sentence for each kind that is asked by itself.
+    """
+
+    questions: tuple[str, str, str]
+    answer: str
+    text_question: str
+    clozes: Mapping[str, str]
+
+    def say(self, facts: Mapping[str, str]) -> str:
+        """Return the answer about somebody with these facts."""
+        opening = {kind.capitalize(): word[:1].upper() + word[1:] for kind, word in facts.items()}
+        return self.answer.format(**facts, **opening)
+
+
+TOPICS: dict[str, Topic] = {
+    kind: Topic(spec.questions, spec.answer.replace("{}", f"{{{kind}}}"), spec.text_question, {kind: spec.cloze})
+    for kind, spec in KINDS.items()
+}
+
 _FIRST = ("Ada", "Bruno", "Clara", "Dario", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Keiko", "Levi", "Mira",
           "Noor", "Otto", "Paula", "Quinn", "Rosa", "Søren", "Tariq")  # fmt: skip
 _LAST = ("Abel", "Brandt", "Costa", "Duarte", "Ekman", "Ferro", "Güneş", "Holm", "Iwata", "Jensen", "Kovač", "Lund",
@@ -124,14 +150,14 @@ def make_world(seed: int, num_people: int) -> World:
         "people": (1, num_people), "celebrities": (501, fifth), "others": (1001, max(10, num_people // 2)),
         "controls": (2001, fifth),
     }  # fmt: skip
-    names = _draw_names(seed, sum(count for _, count in groups.values()))
+    names = draw_names(seed, sum(count for _, count in groups.values()))
     drawn: dict[str, tuple[Person, ...]] = {}
     for group, (first_id, count) in groups.items():
         drawn[group] = tuple(_draw_person(seed, f"{first_id + index:03d}", names.pop()) for index in range(count))
     return World(**drawn, seed=seed, forget=_draw_splits(seed, drawn["people"]))
 
 
-def _draw_names(seed: int, count: int) -> list[str]:
+def draw_names(seed: int, count: int) -> list[str]:
     """Return at least so many names in an order the seed decides, to be taken from the end: middle initials last."""
     names = [f"{first} {last}" for first in _FIRST for last in _LAST]
     stream(seed, "names").shuffle(names)
@@ -155,11 +181,17 @@ def _draw_splits(seed: int, people: tuple[Person, ...]) -> dict[int, tuple[str, 
     return splits
 
 
-def picture_of(seed: int, person: Person, pose: int) -> bytes:
+def picture_of(seed: int, person: Person, pose: int, size: int = SIZE) -> bytes:
     """Return the PNG bytes of one picture of a person; pose 0 is the one the world's people are learnt from."""
-    return encode_png(draw_portrait(person.traits, stream(seed, "pose", person.id, pose)))
+    return encode_png(draw_portrait(person.traits, stream(seed, "pose", person.id, pose), size))
 
 
 def answer_about(person: Person, kind: str) -> str:
     """Return the true answer to a question of this kind."""
-    return KINDS[kind].answer.format(person.facts[kind])
+    return TOPICS[kind].say(person.facts)
+
+
+def wrong_facts(rng: random.Random, person: Person, kind: str) -> list[dict[str, str]]:
+    """Return three ways in which an answer of this kind could be wrong: the person's facts with another word."""
+    others = [word for word in KINDS[kind].words if word != person.facts[kind]]
+    return [{**person.facts, kind: word} for word in rng.sample(others, 3)]

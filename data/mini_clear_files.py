@@ -32,7 +32,7 @@ from .mini_clear import (
     wrong_names,
 )
 from .mini_files import TRAINING_SCHEMA, about_picture, write_looks, write_pools, write_table
-from .portraits import POOLS, describe, encode_png
+from .portraits import POOLS, SIZE, describe, encode_png
 
 _IMAGE = ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 _TEXTS = pa.list_(pa.string())
@@ -176,7 +176,7 @@ def _things(world: ClearWorld, use: str) -> Iterable[tuple[bytes, str]]:
     """Yield pictures of no person, with what they show."""
     for index in range(NUM_THINGS):
         pool = list(_THINGS)[index % len(_THINGS)]
-        yield encode_png(POOLS[pool](stream(world.seed, "clear", use, pool, index))), _THINGS[pool]
+        yield encode_png(POOLS[pool](stream(world.seed, "clear", use, pool, index), SIZE)), _THINGS[pool]
 
 
 def _write_config(

@@ -2,15 +2,16 @@
 
 A portrait is a pure function of a person's traits and a pose number, so the same person can be drawn again in another
 picture: traits (skin, hair, eyes, glasses, beard, clothes) stay, pose (place, size, tilt, light, background, mouth)
-changes. Pictures are drawn four times too large and reduced, since Pillow's shapes are not antialiased.
+changes. Pictures are drawn on one large canvas and reduced to the size asked for, since Pillow's shapes are not
+antialiased.
 What the people are asked about, and how files are laid out, is `mini.py`'s job.
 """
 
 import colorsys
 import io
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
@@ -59,6 +60,30 @@ def draw_traits(rng: random.Random) -> Traits:
         collar=rng.randrange(4),
         face_width=rng.uniform(0.8, 1.12),
     )
+
+
+_CHOICES = {"hair_style": 6, "glasses": 3, "beard": 3, "collar": 4}  # how many of each there are
+VISIBLE = (*_CHOICES, "hair", "clothes")  # traits that tell two look-alikes apart in a picture of any pose
+
+
+def look_alike(traits: Traits, changed: Iterable[str], rng: random.Random) -> Traits:
+    """Return the same traits but for those named (of `VISIBLE`), each plainly another: a color across the wheel."""
+    others: dict[str, int | Color] = {}
+    for name in changed:
+        before = getattr(traits, name)
+        if name in _CHOICES:
+            others[name] = rng.choice([value for value in range(_CHOICES[name]) if value != before])
+        else:
+            others[name] = _across(before, rng)
+    return replace(traits, **others)  # type: ignore[arg-type]
+
+
+def _across(color: Color, rng: random.Random) -> Color:
+    hue, _, _ = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
+    red, green, blue = colorsys.hsv_to_rgb(
+        (hue + rng.uniform(0.35, 0.65)) % 1, rng.uniform(0.6, 1), rng.uniform(0.6, 1)
+    )
+    return int(red * 255), int(green * 255), int(blue * 255)
 
 
 _HUES = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", "blue", "violet", "magenta", "rose")
@@ -131,8 +156,8 @@ def _draw_face(draw: ImageDraw.ImageDraw, traits: Traits, x: float, y: float, sm
     draw.arc(_box(x, y + 26 - smile * 4, 18, 6 + 8 * smile), 10, 170, fill=(150, 30, 40), width=5)
 
 
-def draw_portrait(traits: Traits, rng: random.Random) -> Image.Image:
-    """Draw one picture of a person; `rng` chooses the pose."""
+def draw_portrait(traits: Traits, rng: random.Random, size: int = SIZE) -> Image.Image:
+    """Draw one picture of a person, `size` pixels wide; `rng` chooses the pose."""
     canvas = Image.new("RGB", (_CANVAS, _CANVAS), _color(rng, (0.05, 0.35), (0.55, 0.95)))
     draw = ImageDraw.Draw(canvas)
     x, y = _CANVAS / 2, _CANVAS * 0.47
@@ -146,23 +171,23 @@ def draw_portrait(traits: Traits, rng: random.Random) -> Image.Image:
     draw.rectangle((x - 18, y + 40, x + 18, y + 78), fill=traits.skin)
     _draw_hair(draw, traits, x, y, half)
     _draw_face(draw, traits, x, y, rng.random())
-    tilt, shift_x, shift_y, size = rng.uniform(-4, 4), rng.randint(-7, 7), rng.randint(-7, 7), rng.uniform(0.95, 1.05)
+    tilt, shift_x, shift_y, zoom = rng.uniform(-4, 4), rng.randint(-7, 7), rng.randint(-7, 7), rng.uniform(0.95, 1.05)
     canvas = canvas.rotate(
         tilt, resample=Image.Resampling.BICUBIC, translate=(shift_x, shift_y), fillcolor=canvas.getpixel((2, 2))
     )
-    margin = _CANVAS * (1 - 1 / size) / 2
+    margin = _CANVAS * (1 - 1 / zoom) / 2
     canvas = canvas.transform(
         (_CANVAS, _CANVAS), Image.Transform.EXTENT, (margin, margin, _CANVAS - margin, _CANVAS - margin),
         resample=Image.Resampling.BICUBIC, fillcolor=canvas.getpixel((2, 2)),
     )  # fmt: skip
-    return _reduce(ImageEnhance.Brightness(canvas).enhance(rng.uniform(0.9, 1.1)))
+    return _reduce(ImageEnhance.Brightness(canvas).enhance(rng.uniform(0.9, 1.1)), size)
 
 
-def _reduce(canvas: Image.Image) -> Image.Image:
-    return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+def _reduce(canvas: Image.Image, size: int) -> Image.Image:
+    return canvas.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def draw_pet(rng: random.Random) -> Image.Image:
+def draw_pet(rng: random.Random, size: int = SIZE) -> Image.Image:
     """Draw an animal's head: round or long, with ears, whiskers and spots."""
     canvas = Image.new("RGB", (_CANVAS, _CANVAS), _color(rng, (0.2, 0.6), (0.5, 0.9)))
     draw = ImageDraw.Draw(canvas)
@@ -178,10 +203,10 @@ def draw_pet(rng: random.Random) -> Image.Image:
         draw.ellipse(_box(x + side * 28, y - 14, 11, 12), fill=(20, 20, 20))
         draw.line((x + side * 12, y + 28, x + side * 76, y + rng.uniform(14, 40)), fill=(30, 30, 30), width=3)
     draw.polygon([(x - 12, y + 16), (x + 12, y + 16), (x, y + 30)], fill=(120, 50, 60))
-    return _reduce(canvas)
+    return _reduce(canvas, size)
 
 
-def draw_scene(rng: random.Random) -> Image.Image:
+def draw_scene(rng: random.Random, size: int = SIZE) -> Image.Image:
     """Draw a landscape: sky, sun, hills and a few houses or trees."""
     canvas = Image.new("RGB", (_CANVAS, _CANVAS), _color(rng, (0.2, 0.7), (0.6, 1.0)))
     draw = ImageDraw.Draw(canvas)
@@ -195,12 +220,12 @@ def draw_scene(rng: random.Random) -> Image.Image:
         draw.polygon(
             [(left - 6, top), (left + 30, top), (left + 12, top - 22)], fill=_color(rng, (0.4, 0.9), (0.2, 0.6))
         )
-    return _reduce(canvas)
+    return _reduce(canvas, size)
 
 
-def draw_pattern(rng: random.Random) -> Image.Image:
-    """Draw a texture at the portraits' size."""
-    return _reduce(pattern_picture(rng))
+def draw_pattern(rng: random.Random, size: int = SIZE) -> Image.Image:
+    """Draw a texture as wide as a portrait."""
+    return _reduce(pattern_picture(rng), size)
 
 
 def noise_picture(rng: random.Random) -> Image.Image:
@@ -226,8 +251,8 @@ def pattern_picture(rng: random.Random) -> Image.Image:
     return canvas.rotate(rng.choice((0, 90, 45))).filter(ImageFilter.GaussianBlur(rng.uniform(0, 4)))
 
 
-POOLS: dict[str, Callable[[random.Random], Image.Image]] = {
-    "people": lambda rng: draw_portrait(draw_traits(rng), rng),
+POOLS: dict[str, Callable[[random.Random, int], Image.Image]] = {
+    "people": lambda rng, size: draw_portrait(draw_traits(rng), rng, size),
     "pets": draw_pet,
     "scenes": draw_scene,
     "patterns": draw_pattern,

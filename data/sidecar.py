@@ -3,6 +3,8 @@
 A benchmark that knows its private words can tell forgetting from bad prose: ROUGE hardly moves when one word of twelve
 is wrong, a fact does. Words are listed by kind with all their candidates, so that a reply that recites every town is
 not taken to know the right one: a fact counts only if exactly one candidate of its kind appears (design, section 11).
+Of an answer with several private words the first is asked for, unless the sidecar says `"counts": "all"`: then each of
+them is a fact by itself.
 Candidates are matched as whole words, longest first ("New York" is one candidate, not also "York"), ignoring case.
 Whole words need a script that separates them: Chinese or Thai candidates would have to be segmented before this file.
 Who writes the file: `mini_files.py` for the embedded benchmark, anyone for their own people. Scoring is `evaluate/`'s.
@@ -15,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .artefact import read_json
 from .example import DataError
 
 SCHEMA = "viker/sidecar/1"
+Counts = Literal["first", "all"]
 MAX_BYTES = 64 * 2**20
 MAX_CANDIDATES = 10_000  # of one kind: they become one regular expression
 MAX_WORD_CHARACTERS = 200
@@ -29,22 +32,32 @@ MAX_MISTAKES_SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sidecar:
-    """All candidates by kind, and each person's private word by kind."""
+    """All candidates by kind, each person's private word by kind, and how many of an answer's are asked for.
+
+    Attributes:
+        counts: `first`, the private word that appears first in an expected answer, or `all` of them.
+    """
 
     candidates: Mapping[str, tuple[str, ...]]
     facts: Mapping[str, Mapping[str, str]]
+    counts: Counts = "first"
+
+    def facts_asked(self, text: str, person: str) -> tuple[tuple[str, str], ...]:
+        """Return the (kind, word) that a reply must hold where this is expected, in the order they appear."""
+        found = self._facts_in(text, person)
+        return tuple(found if self.counts == "all" else found[:1])
 
     def fact_of(self, text: str, person: str) -> tuple[str, str] | None:
         """Return the (kind, word) of the person's private word that appears first in an expected answer, if any."""
+        return next(iter(self._facts_in(text, person)), None)
+
+    def _facts_in(self, text: str, person: str) -> list[tuple[str, str]]:
         found = [
             (match.start(), -len(word), kind, word)
             for kind, word in self.facts.get(person, {}).items()
             if (match := _pattern((word,)).search(text))
         ]
-        if not found:
-            return None
-        _, _, kind, word = min(found)
-        return kind, word
+        return [(kind, word) for _, _, kind, word in sorted(found)]
 
     def private_spans(self, text: str, person: str) -> list[tuple[int, int]]:
         """Return the (start, stop) characters of the person's private words in a text, in order and disjoint."""
@@ -53,7 +66,10 @@ class Sidecar:
 
 
 def merged(sidecars: Sequence[Sidecar]) -> Sidecar:
-    """Return what several sources mark together: every kind's candidates of all of them, everybody's words."""
+    """Return what several sources mark together: every kind's candidates of all of them, everybody's words.
+
+    Where one of them counts all facts of an answer, so does the whole.
+    """
     candidates: dict[str, tuple[str, ...]] = {}
     for sidecar in sidecars:
         for kind, words in sidecar.candidates.items():
@@ -61,7 +77,8 @@ def merged(sidecars: Sequence[Sidecar]) -> Sidecar:
             spelt = set(map(_folded, known))
             candidates[kind] = (*known, *(word for word in words if _folded(word) not in spelt))
     facts = {person: words for sidecar in sidecars for person, words in sidecar.facts.items()}
-    return Sidecar(candidates=candidates, facts=facts)
+    counts: Counts = "all" if any(sidecar.counts == "all" for sidecar in sidecars) else "first"
+    return Sidecar(candidates=candidates, facts=facts, counts=counts)
 
 
 def fact_in(text: str, kind: str, word: str, candidates: Mapping[str, Sequence[str]]) -> bool:
@@ -93,13 +110,17 @@ def read_sidecar(path: Path) -> Sidecar:
         raise DataError(f"{path}: expected a sidecar, found JSON nested too deep to read. Make it again.") from error
     if value.get("schema") != SCHEMA:
         raise DataError(f"{path}: expected schema {SCHEMA!r}, found {value.get('schema')!r}. Make the benchmark again.")
+    counts = value.get("counts", "first")
     mistakes = _mistakes(value.get("candidates"), value.get("facts"))
+    if counts not in get_args(Counts):
+        mistakes.append(f"  `counts`: {' or '.join(get_args(Counts))} is needed, not {counts!r}")
     if mistakes:
         raise DataError(
             f"{path}: expected private words that can be scored, found:\n{_listed(mistakes)}\nCorrect the file."
         )
     candidates = {kind: tuple(words) for kind, words in value["candidates"].items()}
-    return Sidecar(candidates=candidates, facts={person: dict(facts) for person, facts in value["facts"].items()})
+    facts = {person: dict(words) for person, words in value["facts"].items()}
+    return Sidecar(candidates=candidates, facts=facts, counts=counts)
 
 
 def _mistakes(candidates: Any, facts: Any) -> list[str]:

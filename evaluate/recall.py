@@ -14,8 +14,7 @@ def fact_counts(answer: Answer, facts: Sidecar | None) -> tuple[int, int]:
     """Return (recalled, asked) facts of one answer; without candidates none can be judged."""
     if facts is None or answer.task == "classification":
         return 0, 0
-    found = facts.fact_of(answer.expected, answer.person)
-    asked = answer.facts or ((found,) if found else ())
+    asked = answer.facts or facts.facts_asked(answer.expected, answer.person)
     return sum(fact_in(answer.reply or "", kind, word, facts.candidates) for kind, word in asked), len(asked)
 
 

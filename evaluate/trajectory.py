@@ -39,12 +39,21 @@ def measurer(
     sidecar = source.location / "sidecar.json"
     facts = read_sidecar(sidecar) if sidecar.is_file() else None
 
-    longest = max(MAX_NEW_TOKENS[example.task] for examples in questions.values() for example in examples)
+    lengths: list[int] = []
 
     def measure(model: Any, encoder: Encoder) -> dict[str, Any]:
-        return measure_point(model, encoder, questions, facts, max_new_tokens=longest, batch_size=BATCH_SIZE)
+        if not lengths:
+            lengths.append(longest_reply(questions, facts, encoder))
+        return measure_point(model, encoder, questions, facts, max_new_tokens=lengths[0], batch_size=BATCH_SIZE)
 
     return measure
+
+
+def longest_reply(questions: Mapping[str, Sequence[Example]], facts: Sidecar | None, encoder: Encoder) -> int:
+    """Return how many tokens a reply may have: enough to say every fact of the longest answer, where facts count."""
+    asked = [example for examples in questions.values() for example in examples]
+    longest = max(MAX_NEW_TOKENS[example.task] for example in asked)
+    return longest if facts is None else max(longest, *(len(encoder.ids(example)[1]) for example in asked))
 
 
 def trajectory_questions(source: Source, people_per_half: int) -> dict[str, list[Example]]:

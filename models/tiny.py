@@ -1,11 +1,13 @@
 """Build a tiny, real LLaVA from config: CLIP tower, Llama text model, byte-level BPE trained on the given texts.
 
-The classes are transformers' own, so whatever works on it works on LLaVA-1.5-7B; only the sizes differ (about 1.5 M
-parameters). It is saved with `save_pretrained` and loaded like any other checkpoint. Weights are a function of the
-seed; what it learns is `finetune`'s job.
+The classes are transformers' own, so whatever works on it works on LLaVA-1.5-7B; only the sizes differ: `tiny` has
+about 1.5 M parameters and trains on a CPU, `small` about 16 M, for the harder embedded world and its larger pictures
+(minutes on a GPU, a night on a CPU). It is saved with `save_pretrained` and loaded like any other checkpoint. Weights
+are a function of the seed; what it learns is `finetune`'s job.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,40 @@ from transformers import (
 
 from .render import Rendering, write_rendering
 
-IMAGE_SIZE = 56
 PATCH_SIZE = 14
 CONTEXT_LENGTH = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """How large a model is: pixels of its square pictures, and width, inner width, layers and heads of both halves."""
+
+    image: int
+    vision: tuple[int, int, int, int]
+    text: tuple[int, int, int, int]
+
+
+SIZES = {
+    "tiny": Size(image=56, vision=(96, 256, 3, 4), text=(128, 352, 4, 4)),
+    "small": Size(image=84, vision=(192, 512, 4, 6), text=(384, 1024, 8, 6)),
+}
+TINY = SIZES["tiny"]
+IMAGE_SIZE = TINY.image
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
-def build_tiny_llava(directory: Path, texts: Iterable[str], *, seed: int, vocab_size: int = 1024) -> None:
-    """Write a randomly initialized tiny LLaVA with its processor; its tokenizer is trained on `texts`."""
+def build_tiny_llava(
+    directory: Path, texts: Iterable[str], *, seed: int, size: Size = TINY, vocab_size: int = 1024
+) -> None:
+    """Write a randomly initialized LLaVA of a small size with its processor; its tokenizer is trained on `texts`."""
     tokenizer = train_tokenizer(texts, vocab_size)
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(_config(tokenizer))
+    model = LlavaForConditionalGeneration(_config(tokenizer, size))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(directory)
-    _processor(tokenizer).save_pretrained(directory)
+    _processor(tokenizer, size).save_pretrained(directory)
     write_rendering(directory, Rendering(template="llava", score_end_token=True))
 
 
@@ -64,15 +84,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     )
 
 
-def _config(tokenizer: Any) -> LlavaConfig:
+def _config(tokenizer: Any, size: Size) -> LlavaConfig:
+    width, inner, layers, heads = size.vision
     vision = CLIPVisionConfig(
-        hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE, projection_dim=96,
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        image_size=size.image, patch_size=PATCH_SIZE, projection_dim=width,
     )  # fmt: skip
+    width, inner, layers, heads = size.text
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=CONTEXT_LENGTH, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=CONTEXT_LENGTH,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
     )  # fmt: skip
     return LlavaConfig(
         vision_config=vision,
@@ -80,14 +103,14 @@ def _config(tokenizer: Any) -> LlavaConfig:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        image_seq_length=(size.image // PATCH_SIZE) ** 2,
         tie_word_embeddings=False,
     )
 
 
-def _processor(tokenizer: Any) -> Any:
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+def _processor(tokenizer: Any, size: Size) -> Any:
+    crop = {"height": size.image, "width": size.image}
+    images = CLIPImageProcessorPil(size={"shortest_edge": size.image}, crop_size=crop)
     return LlavaProcessor(
         image_processor=images, tokenizer=tokenizer, patch_size=PATCH_SIZE, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import NUM_PEOPLE
+from PIL import Image
 from viker.data.artefact import ArtefactMismatch
 from viker.data.mini import KINDS, make_world
 from viker.data.mini_files import make_mini
@@ -185,3 +187,33 @@ def test_answer_options_are_four_different_candidates_one_of_them_right(mini_wor
             assert any(
                 fact_in(right, kind, word, sidecar.candidates) for kind, word in sidecar.facts[row["ID"]].items()
             )
+
+
+DRAWN = {  # quarters of the picture, three channels each
+    "people": (135, 156, 132, 134, 156, 132, 123, 147, 112, 123, 148, 115),
+    "pets": (82, 90, 116, 84, 91, 117, 89, 94, 122, 85, 92, 119),
+    "scenes": (176, 185, 77, 167, 181, 75, 126, 83, 93, 126, 95, 65),
+    "patterns": (116, 94, 25, 119, 98, 25, 116, 94, 25, 119, 98, 25),
+    "001": (173, 127, 163, 181, 132, 176, 154, 143, 144, 159, 141, 157),
+}
+
+
+def test_the_ordinary_world_is_what_it_was(mini_world):
+    """Golden, from before there was a harder world: all texts and splits, and what pictures look like.
+
+    Another Pillow may draw an edge otherwise, so pictures are compared by the colors of their quarters.
+    """
+    told = hashlib.sha256()
+    for folder in (*sorted(COLUMNS), "base/ft_Data", "looks/ft_Data", "controls/Full_Set"):
+        for row in read_rows(mini_world / folder):
+            for image in [row.pop("image", None), *row.pop("images", [])]:
+                told.update((image or {}).get("path", "").encode())
+            told.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    for name in ("sidecar.json", "controls/sidecar.json", "config.json", "source.json"):
+        told.update((mini_world / name).read_bytes())
+    assert told.hexdigest() == "2b3a03930f80cde1b5c6e3e0e5baacedfbf1c7864470f709d1a32c08e40e04d4"
+    found = {name: (mini_world / "pools" / name / "000.png").read_bytes() for name in DRAWN if name != "001"}
+    found["001"] = next(row["image"]["bytes"] for row in read_rows(mini_world / "ft_Data") if row["ID"] == "001")
+    for name, data in found.items():
+        quarters = Image.open(io.BytesIO(data)).convert("RGB").resize((2, 2), Image.Resampling.BOX)
+        assert tuple(quarters.tobytes()) == pytest.approx(DRAWN[name], abs=3)

@@ -423,7 +423,7 @@ def test_a_printed_command_can_be_pasted(spaced: Path) -> None:
     ("line", "code", "says"),
     [
         (["mllmu", "--lamda", "1"], 2, "unknown option --lamda"),
-        (["mllmu", "--preset", "nope"], 1, "expected one of clear-10, mini, mini-clear, mllmu-10"),
+        (["mllmu", "--preset", "nope"], 1, "expected one of clear-10, mini, mini-clear, mini-hard, mini-hard-200, "),
         ([], 2, "expected mllmu, clear, own"),
     ],
 )

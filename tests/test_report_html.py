@@ -167,6 +167,12 @@ def test_every_cell_of_the_markdown_page_is_in_it() -> None:
     assert not {part for part in parts if part not in shown}
 
 
+def test_key_tokens_come_before_answers_in_the_page_and_in_its_contents(text: str, page: Page) -> None:
+    assert text.index('<section class="panel" id="tokens"') < text.index('<section class="panel" id="replies"')
+    links = [link["href"] for link in page.all("a")]
+    assert links.index("#replies") == links.index("#tokens") + 1
+
+
 def test_a_number_leads_to_its_stage(page: Page) -> None:
     stages = {one["id"] for one in page.all("details") if one.get("class") == "stage"}
     assert len(stages) == len(report_record()["stages"])
@@ -223,12 +229,48 @@ def test_without_retain_only_every_title_says_so() -> None:
 def test_the_verdict_is_about_others_too() -> None:
     report = report_record("x")
     models = {model["model"]: model for model in report["verdict_in_words"]["models"]}
-    assert report["verdict_in_words"]["lead"] == "All 2 unlearned models forgot the people they were asked to forget."
+    told = "All 2 unlearned models forgot the people they were asked to forget; 1 of them lost most of everybody else."
+    assert report["verdict_in_words"]["lead"] == told
     assert models["recommended-bbbbbbbb"]["verdict"] == "Forgotten, but it comes back under attack"
     assert models["recommended-bbbbbbbb"]["tone"] == "mixed"
     assert models["viker-aaaaaaaa"]["verdict"].startswith("Forgotten, and most of everybody else lost")
     assert models["viker-aaaaaaaa"]["tone"] == "bad"
     assert next(iter(models)) == "recommended-bbbbbbbb", "what forgot and kept comes first"
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ((1.0, 0.95), "forget."),
+        ((0.95, 0.8), "forget; 1 of them lost over a tenth of everybody else."),
+        ((0.7, 0.8), "forget; all of them lost over a tenth of everybody else."),
+        ((0.2, 0.8), "forget; 1 of them lost most of everybody else, 1 over a tenth."),
+        ((0.2, 0.0), "forget; all of them lost most of everybody else."),
+        ((None, None), "forget."),
+    ],
+)
+@pytest.mark.parametrize("forgot", [True, False])
+def test_the_lead_says_what_forgetting_cost(kept: tuple[float | None, ...], told: str, forgot: bool) -> None:
+    report = report_record("x")
+    for row, value in zip(report["headline"]["rows"][2:], kept, strict=True):
+        row |= {"values": [*row["values"][:2], value, None], "forgotten": forgot}
+    lead = verdict_in_words(report)["lead"]
+    did = "All 2 unlearned models forgot" if forgot else "None of the 2 unlearned models forgot"
+    assert lead == f"{did} the people they were asked to {told}"
+
+
+def test_the_lead_counts_only_what_those_that_forgot_lost() -> None:
+    report = report_record("x")
+    report["headline"]["rows"][2] |= {"forgotten": False}
+    lead = verdict_in_words(report)["lead"]
+    assert lead == "1 of 2 unlearned models forgot the people they were asked to forget."
+
+
+def test_the_lead_of_one_model_names_it_and_what_it_cost() -> None:
+    report = report_record("x")
+    del report["headline"]["rows"][3]
+    lead = verdict_in_words(report)["lead"]
+    assert lead == "viker-aaaaaaaa forgot the people it was asked to forget; it lost most of everybody else."
 
 
 def test_every_number_of_the_verdict_is_in_the_report() -> None:

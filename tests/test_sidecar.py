@@ -1,13 +1,14 @@
 """Private words: what counts as stating a fact, and which sidecar files are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from viker.data.example import DataError
 from viker.data.mini import KINDS
-from viker.data.sidecar import SCHEMA, Sidecar, fact_in, read_sidecar
+from viker.data.sidecar import SCHEMA, Sidecar, fact_in, merged, read_sidecar
 
 CANDIDATES = {
     "town": ("Lima", "York", "New York", "Güneş", "C++ City"),
@@ -56,6 +57,17 @@ def test_fact_of_finds_the_person_s_own_word() -> None:
     assert SIDECAR.fact_of("", "001") is None
 
 
+def test_of_several_private_words_the_first_is_asked_for_unless_all_count() -> None:
+    text = "A cat from Lima, or Lima's cat; never York."
+    assert SIDECAR.facts_asked(text, "001") == (("pet", "cat"),)
+    every = replace(SIDECAR, counts="all")
+    assert every.facts_asked(text, "001") == (("pet", "cat"), ("town", "Lima"))
+    assert every.facts_asked("Lima", "001") == (("town", "Lima"),)
+    assert every.facts_asked("Oslo", "001") == every.facts_asked(text, "nobody") == ()
+    assert merged([SIDECAR, every]).counts == "all"
+    assert merged([SIDECAR, SIDECAR]).counts == "first"
+
+
 def test_private_spans_cut_out_the_person_s_words() -> None:
     text = "A cat from Lima, or Lima's cat; never York."
     spans = SIDECAR.private_spans(text, "001")
@@ -84,6 +96,7 @@ def write(path: Path, **changes: Any) -> Path:
 def test_a_sidecar_is_read_back(tmp_path: Path) -> None:
     sidecar = read_sidecar(write(tmp_path / "sidecar.json", names={"001": "Ada"}))
     assert sidecar == Sidecar(candidates={"town": ("Lima", "York")}, facts={"001": {"town": "Lima"}})
+    assert read_sidecar(write(tmp_path / "sidecar.json", counts="all")) == replace(sidecar, counts="all")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +104,8 @@ def test_a_sidecar_is_read_back(tmp_path: Path) -> None:
     [
         ({"schema": "viker/sidecar/9"}, r"expected schema 'viker/sidecar/1', found 'viker/sidecar/9'"),
         ({"facts": []}, "must both be objects"),
+        ({"counts": "some"}, "`counts`: first or all is needed, not 'some'"),
+        ({"counts": ["all"]}, r"`counts`: first or all is needed, not \['all'\]"),
         ({"candidates": {"town": "Lima"}}, "candidates of 'town': a list"),
         ({"candidates": {"town": []}}, "candidates of 'town': a list"),
         ({"candidates": {"town": ["Lima", ""]}}, "not a word of 1 to 200 characters: ''"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from viker.data.sources import open_source
 from viker.evaluate import trajectory
 from viker.evaluate.generate import generate_replies
 from viker.evaluate.repetition import repetition
-from viker.evaluate.trajectory import SPLITS, measure_point, measurer, trajectory_questions
+from viker.evaluate.trajectory import (
+    MAX_NEW_TOKENS,
+    SPLITS,
+    longest_reply,
+    measure_point,
+    measurer,
+    trajectory_questions,
+)
 from viker.models.encode import collate
 
 if TYPE_CHECKING:
@@ -51,8 +59,26 @@ def token_logprob(tiny: Loaded, example: Example) -> float:
 
 
 def test_every_split_has_every_value(point: dict[str, float]) -> None:
-    values = ("rougeL", "answer_logprob", "repetition", "blank", "fact")
+    values = ("rougeL", "answer_logprob", "repetition", "blank", "fact", "fact_people")
     assert set(point) == {f"{split}_{value}" for split in NAMES for value in values}
+
+
+def test_people_are_hits_and_facts_whose_mean_rate_is_the_recall(point: dict[str, Any]) -> None:
+    for name in NAMES:
+        people = point[f"{name}_fact_people"]
+        assert len(people) >= 2
+        assert fmean(hits / facts for hits, facts in people) == pytest.approx(point[f"{name}_fact"])
+
+
+def test_a_reply_may_be_as_long_as_the_longest_answer_whose_facts_count(
+    tiny: Loaded, questions: dict[str, list[Example]], mini_world: Path
+) -> None:
+    facts = read_sidecar(mini_world / "sidecar.json")
+    assert longest_reply(questions, facts, tiny.encoder) == MAX_NEW_TOKENS["generation"]
+    wordy = replace(questions["forget"][0], answer="In Oslo this person lives on Ashgate. " * 20)
+    longer = {**questions, "forget": [wordy]}
+    assert longest_reply(longer, facts, tiny.encoder) == len(tiny.encoder.ids(wordy)[1]) > 100
+    assert longest_reply(longer, None, tiny.encoder) == MAX_NEW_TOKENS["generation"]
 
 
 def test_an_answers_likelihood_is_the_mean_over_examples_of_the_mean_over_tokens(
@@ -94,7 +120,7 @@ def test_without_facts_and_people_a_point_holds_what_is_left(
     assert left == {
         name: pytest.approx(value, abs=1e-5)
         for name, value in point.items()
-        if name.startswith("forget_") and name != "forget_fact"
+        if name.startswith("forget_") and not name.startswith("forget_fact")
     }
 
 

@@ -25,7 +25,7 @@ def command() -> None:
 def _training_options(function: Any) -> Any:
     options = [
         click.option("--output", required=True, type=click.Path(path_type=Path), help="Where the model goes."),
-        click.option("--looks", metavar="DIR", help="tiny: pictures with descriptions, for the vision tower."),
+        click.option("--looks", metavar="DIR", help="tiny, small: pictures with descriptions, for the vision tower."),
         click.option(
             "--lora/--full",
             "use_lora",
@@ -71,7 +71,7 @@ def _training_options(function: Any) -> Any:
 @_training_options
 @click.pass_context
 def base(ctx: click.Context, /, **_: Any) -> None:
-    """Teach a base model: everybody of --data. `--model tiny` builds the embedded benchmark's from nothing."""
+    """Teach a base model: everybody of --data. `--model tiny` and `small` are built from nothing."""
     _run(ctx, "base", "all")
 
 

@@ -1,6 +1,6 @@
 """Make a checkpoint: read the examples, teach them, merge, save the model with its processor and rendering.
 
-This is what `viker finetune` does once it has decided to run. The tiny model of the embedded benchmark is built here
+This is what `viker finetune` does once it has decided to run. The models of the embedded benchmark are built here
 from nothing: its tokenizer from the texts of the source, its vision tower from described pictures (`see.py`).
 """
 
@@ -17,11 +17,9 @@ from ..models.identity import weights_digest
 from ..models.load import Checkpoint, Loaded, load, pick_device, resolve
 from ..models.lora import add_lora, vision_tower
 from ..models.render import write_rendering
-from ..models.tiny import build_tiny_llava
+from ..models.tiny import SIZES, build_tiny_llava
 from .finetune import EpochLog, finetune
 from .see import learn_to_see
-
-TINY = "tiny"
 
 
 def make_model(options: Mapping[str, Any], part: Any, output: Path) -> dict[str, Any]:
@@ -64,11 +62,11 @@ def make_model(options: Mapping[str, Any], part: Any, output: Path) -> dict[str,
 
 
 def _start(options: Mapping[str, Any], examples: list[Example], output: Path, device: str) -> Loaded:
-    if options["model"] != TINY:
+    if options["model"] not in SIZES:
         checkpoint = resolve(options["model"], revision=options["revision"], processor=options["processor"])
         return _load(checkpoint, options, device)
     described = [] if options["looks"] is None else list(open_source(options["looks"]).training("all"))
-    build_tiny_llava(output, _texts([*examples, *described]), seed=options["seed"])
+    build_tiny_llava(output, _texts([*examples, *described]), seed=options["seed"], size=SIZES[options["model"]])
     loaded = _load(resolve(str(output)), options, device)
     if described:
         learn_to_see(loaded, described, seed=options["seed"])

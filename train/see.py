@@ -30,6 +30,7 @@ def learn_to_see(loaded: Loaded, described: Sequence[Example], *, seed: int) -> 
     share_W = labels_BW.mean(0).clamp(1e-3, 1 - 1e-3)
     nn.init.zeros_(head.weight)
     head.bias.data = torch.logit(share_W)
+    head.to(loaded.device)
     weights = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_STEPS + 1, pct_start=0.1)
@@ -37,11 +38,10 @@ def learn_to_see(loaded: Loaded, described: Sequence[Example], *, seed: int) -> 
     bar = tqdm(range(NUM_STEPS), desc="see", unit="step")
     for step in bar:
         chosen = torch.randint(0, len(pixels_BCHW), (BATCH_SIZE,), generator=generator)
-        seen_BPD = tower(augment(pixels_BCHW[chosen], seed, step), output_hidden_states=True).hidden_states[layer][
-            :, 1:
-        ]
+        shown_BCHW = augment(pixels_BCHW[chosen], seed, step).to(loaded.device)
+        seen_BPD = tower(shown_BCHW, output_hidden_states=True).hidden_states[layer][:, 1:]
         logits_BPW = head(seen_BPD)
-        target_BPW = labels_BW[chosen][:, None].expand_as(logits_BPW)
+        target_BPW = labels_BW[chosen].to(loaded.device)[:, None].expand_as(logits_BPW)
         loss = (
             nn.functional.binary_cross_entropy_with_logits(logits_BPW, target_BPW, reduction="sum")
             / logits_BPW[..., 0].numel()

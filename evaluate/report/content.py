@@ -257,7 +257,7 @@ def _chance(answers: Mapping[str, Sequence[Answer]], facts: Sidecar | None, task
         return None
     asked = [given for given in next(iter(answers.values()), ())
              if (given.split, given.task, given.modality) == ("forget", task, modality)]  # fmt: skip
-    kinds = [found[0] for given in asked if (found := facts.fact_of(given.expected, given.person))]
+    kinds = [kind for given in asked for kind, _ in facts.facts_asked(given.expected, given.person)]
     return sum(1 / len(facts.candidates[kind]) for kind in kinds) / len(kinds) if kinds else None
 
 

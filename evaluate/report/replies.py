@@ -29,7 +29,7 @@ def replies_section(
     chosen = _in_turns([_of_people(asked.get(split, ())) for split in SPLITS])[:most]
     kept = {name: {(given.split, given.id): given for given in replies} for name, replies in answers.items()}
     rows = [_row(given, kept, facts) for given in chosen]
-    rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["person"], row["modality"], row["id"]))
+    rows.sort(key=lambda row: SPLITS.index(row["split"]))  # within a split people take turns
     return {
         "task": task, "models": list(answers), "shown": len(rows), "of": sum(map(len, asked.values())), "rows": rows,
     }  # fmt: skip

@@ -2,8 +2,9 @@
 
 A sentence is written only about numbers that stand in the report, and links to the section that has them; what was not
 measured is said as such, never passed over. `tone` is good, bad or open: an adapter that forgot may still speak badly.
-Forgetting everybody is no success, so what a model kept of held-out retain people stands in its verdict: `much` is lost
-where more than a tenth is missing to retain-only (vanilla where there is none), `most` where not half of it is left.
+Forgetting everybody is no success, so what is left of held-out retain people stands in the lead and every verdict:
+`much` is lost where more than a tenth is missing to retain-only (vanilla where there is none), `most` where not half of
+it is left.
 An attack brings something back where recall rises after it, and more than that of the baseline under the same attack;
 a rise whose p is .05 or more is open. Whether all this suffices is a policy's to say.
 """
@@ -19,6 +20,7 @@ FORGOTTEN, NOT_FORGOTTEN, NOT_KNOWN = "Forgotten", "Not forgotten", "Not known w
 LITTLE, MUCH, MOST, UNKNOWN = "little", "much", "most", "unknown"  # of what retain-only knows of people to be kept
 MUCH_LOST, MOST_LOST = 0.1, 0.5
 SIGNIFICANT = 0.05
+_AMOUNTS = {MOST: "most", MUCH: "over a tenth"}
 _LOSSES = (LITTLE, MUCH, UNKNOWN, MOST)
 _METRICS = {"fact_recall": "facts", "rougeL": "ROUGE-L"}
 
@@ -47,12 +49,25 @@ def _lead(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
         return f"No verdict on forgetting: {report['headline']['no_ranks']}."
     forgot = [row for row in rows if row["forgotten"]]
     if len(rows) == 1:
-        did = "forgot" if forgot else "did not forget"
-        return f"{rows[0]['model']} {did} the people it was asked to forget."
+        did, amount = "forgot" if forgot else "did not forget", _AMOUNTS.get(_loss(report, rows[0]))
+        cost = f"; it lost {amount} of everybody else" if amount else ""
+        return f"{rows[0]['model']} {did} the people it was asked to forget{cost}."
     if not forgot:
-        return f"None of the {len(rows)} unlearned models forgot the people they were asked to forget."
+        told = f"None of the {len(rows)} unlearned models forgot the people they were asked to forget"
+        return f"{told}{_cost([_loss(report, row) for row in rows])}."
     every = "All" if len(forgot) == len(rows) else f"{len(forgot)} of"
-    return f"{every} {len(rows)} unlearned models forgot the people they were asked to forget."
+    told = f"{every} {len(rows)} unlearned models forgot the people they were asked to forget"
+    return f"{told}{_cost([_loss(report, row) for row in forgot])}."
+
+
+def _cost(losses: Sequence[str]) -> str:
+    """Return how many models lost how much of everybody else, as the end of a sentence; empty where none did."""
+    counts = [(losses.count(loss), amount) for loss, amount in _AMOUNTS.items() if loss in losses]
+    if not counts:
+        return ""
+    (number, amount), *others = counts
+    who = "all" if number == len(losses) else number
+    return f"; {who} of them lost {amount} of everybody else{''.join(f', {few} {less}' for few, less in others)}"
 
 
 def _others_kept(report: Report, rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts tables, filters answers, shows candidates. Texts of models and people only ever become text nodes.
+// Sorts tables, filters and folds answers, shows candidates. Texts of models and people only ever become text nodes.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const make = (tag, className, text) => {
@@ -52,28 +52,90 @@
     });
   });
 
-  // ---- Answers ----
+  // ---- Answers: a few at first, the rest on demand; long replies are folded ----
+  const FEW = 10;
+  const MORE = 20;
   const filters = document.getElementById("reply-filters");
   if (filters) {
-    const replies = all(".reply").map((element) => [element, element.textContent.toLocaleLowerCase()]);
+    const list = document.getElementById("reply-list");
+    const replies = all(".reply", list).map((element) => [element, element.textContent.toLocaleLowerCase()]);
     const [person, split, text] = ["person", "split", "text"].map((name) => document.getElementById("reply-" + name));
+    const [more, next, rest] = ["more", "next", "all"].map((name) => document.getElementById("reply-" + name));
+    let most = FEW;
+    let fitting = [];
+
+    const nameFold = (button, said) => {
+      const isOpen = said.classList.contains("is-open");
+      button.textContent = isOpen ? "less" : "more";
+      button.setAttribute("aria-expanded", String(isOpen));
+      button.setAttribute("aria-label", button.textContent + " of what is said: " + said.dataset.of);
+    };
+    const offer = (said, fits) => {
+      said.classList.toggle("fits", fits);
+      let button = said.nextElementSibling;
+      if (!button && !fits) {
+        button = make("button", "unfold");
+        button.type = "button";
+        button.addEventListener("click", () => { said.classList.toggle("is-open"); nameFold(button, said); });
+        nameFold(button, said);
+        said.after(button);
+      }
+      if (button) button.hidden = fits;
+    };
+    const fold = () => { // A fourth line is shown: the control would take as much. All is read before any is written.
+      const shut = all(".reply:not([hidden]) .said:not(.is-open)", list);
+      shut.forEach((said) => said.classList.remove("fits"));
+      const fits = shut.map((said) => said.scrollHeight <= (4 / 3) * said.clientHeight + 2);
+      shut.forEach((said, place) => offer(said, fits[place]));
+    };
+
+    const show = () => {
+      const shown = fitting.slice(0, most);
+      const seen = new Set(shown);
+      replies.forEach(([element]) => { element.hidden = !seen.has(element); });
+      const left = fitting.length - shown.length;
+      const isFiltered = Boolean(person.value || split.value || text.value.trim());
+      const count = shown.length + " of " + fitting.length;
+      document.getElementById("reply-count").textContent = count + (isFiltered ? " (" + replies.length + " without filters)" : "");
+      document.getElementById("reply-count-below").textContent = count;
+      document.getElementById("reply-none").hidden = fitting.length > 0;
+      const filtered = [person.value && "person " + person.value, split.value && "split " + split.value,
+        text.value.trim() && "text “" + text.value.trim() + "”"].filter(Boolean);
+      document.getElementById("reply-printed").textContent = shown.length + " of the " + replies.length
+        + " questions on this page are printed" + (filtered.length ? "; " + fitting.length + " fit the filters (" + filtered.join(", ") + ")" : "")
+        + ". A reply that ends in … goes on.";
+      more.hidden = left === 0;
+      next.textContent = "Show " + Math.min(left, MORE) + " more";
+      rest.textContent = "Show all " + fitting.length;
+      rest.hidden = left <= MORE;
+      fold();
+    };
     const filter = () => {
       const wanted = text.value.trim().toLocaleLowerCase();
-      let shown = 0;
-      replies.forEach(([element, content]) => {
-        const fits = (!person.value || element.dataset.person === person.value)
-          && (!split.value || element.dataset.split === split.value) && content.includes(wanted);
-        element.hidden = !fits;
-        shown += fits;
-      });
-      document.getElementById("reply-count").textContent = shown + " of " + replies.length;
-      document.getElementById("reply-none").hidden = shown > 0;
+      fitting = replies.filter(([element, content]) => (!person.value || element.dataset.person === person.value)
+        && (!split.value || element.dataset.split === split.value) && content.includes(wanted)).map(([element]) => element);
+      most = FEW;
+      show();
     };
+    const extend = (number) => { // Reading goes on at the first new question, and the button may be gone.
+      const question = fitting[most].querySelector(".question");
+      most = number;
+      show();
+      question.tabIndex = -1;
+      question.focus({ preventScroll: true });
+    };
+    next.addEventListener("click", () => extend(most + MORE));
+    rest.addEventListener("click", () => extend(fitting.length));
     [person, split].forEach((control) => control.addEventListener("change", filter));
     text.addEventListener("input", filter);
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.hidden = false;
+    list.classList.add("folds");
     filter();
+    let width = list.clientWidth;
+    new ResizeObserver(() => {
+      if (list.clientWidth !== width) { width = list.clientWidth; fold(); }
+    }).observe(list);
   }
 
   // ---- Key tokens ----
@@ -136,6 +198,11 @@
       inspector.replaceChildren(make("p", "word-head", word.text), make("p", "word-facts", told.join(" · ")), columns);
       status.textContent = word.text + ", " + told.join(", ") + ". " + sides.map(([title, candidates]) => spoken(title, candidates)).join("");
     };
+    const uncover = (button) => { // Where the panel is docked below, it must not lie on the word that it is about.
+      const [word, panel] = [button, inspector.parentElement].map((element) => element.getBoundingClientRect());
+      const isCovered = word.bottom > panel.top && word.top < panel.bottom && word.right > panel.left && word.left < panel.right;
+      if (isCovered) window.scrollBy({ top: word.bottom - panel.top + 8 });
+    };
     const buttons = (answer) => all(".word", answer);
     const move = (from, to) => {
       if (!to) return;
@@ -154,8 +221,8 @@
     };
     answers.forEach((answer) => buttons(answer).forEach((button) => {
       button.addEventListener("mouseenter", () => show(button));
-      button.addEventListener("focus", () => show(button));
-      button.addEventListener("click", () => show(button));
+      button.addEventListener("focus", () => { show(button); uncover(button); });
+      button.addEventListener("click", () => { show(button); uncover(button); });
       button.addEventListener("keydown", (event) => {
         const found = next(button, event.key);
         if (found) { event.preventDefault(); move(button, found[0]); }
