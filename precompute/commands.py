@@ -84,8 +84,10 @@ def _read_workers(_ctx: click.Context, _parameter: click.Parameter, value: str |
 )
 @instruction_option
 @click.option(
-    "--pool", metavar="DIR|NAME", help="reference: a folder of irrelevant images, or patterns, noise, celebrities (for "
-    "ablations: forget, retain, the people themselves)."
+    "--pool",
+    metavar="DIR|NAME",
+    help="reference: a folder of irrelevant images, or patterns, noise, celebrities (for "
+    "ablations: forget, retain, the people themselves).",
 )
 @click.option(
     "--num-references",
