@@ -39,7 +39,7 @@ class Study(NamedTuple):
 
     parts: tuple[Part, ...]
     dev: str = "1,2"
-    worlds: str = "11,12,13"
+    worlds: str = "11,12,13,14,15,16"
     learning_rates: str = "1.4e-3,2.8e-3,5.6e-3"
     num_train_epochs: float = 10.0
     analyses: tuple[Analysis, ...] = ()
@@ -107,6 +107,6 @@ STUDIES = {
     "token-lambda": Study((_TOKEN_LAMBDA,)),
     "vgid": Study((_VGID,)),
     "matched": Study((Part("Methods", "", (Grid(("ga", "viker", "recommended")),)),),
-                     learning_rates="7e-4,1e-3,2e-3,3e-3"),
-    "methods": Study((Part("Methods", "", (Grid(tuple(METHODS)),)),)),
+                     worlds="11,12,13", learning_rates="7e-4,1e-3,2e-3,3e-3"),
+    "methods": Study((Part("Methods", "", (Grid(tuple(METHODS)),)),), worlds="11,12,13"),
 }  # fmt: skip
