@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.example import DataError
 from .choose import HEADLINE
+from .study import DIAGNOSED
 
 if TYPE_CHECKING:
     from .asked import Asked
     from .results import Result
 
-DIAGNOSED = "gradient-weights"  # reads what `viker train --diagnose` wrote
 DIAGNOSED_METHOD = "viker"
 
 

@@ -15,13 +15,12 @@ import click
 from ..data.example import DataError
 from ..train.choose_method import choose_method, find_method
 from ..train.method import Method
-from .analyze import DIAGNOSED
 from .collect import contender_of
 from .grid import Setting, read_numbers
 from .jobs import Job, Recipe, draw_of, recipe_words
 from .parts import resolve_parts
 from .prepare import Role, Run, Step, rows_to_make, steps, world
-from .study import STUDIES, Study
+from .study import DIAGNOSED, STUDIES, Study
 
 _MINI = "mini"
 _LOGGED = ("--teacher", "reference", "--split", "forget")  # rows that every log of a world speaks of

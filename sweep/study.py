@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from ..train.methods import METHODS
 
-Analysis = str  # a name of `analyze.ANALYSES`
+Analysis = str  # a name that `analyze.py` knows
+DIAGNOSED = "gradient-weights"  # the analysis that reads what `viker train --diagnose` wrote
 
 
 class Grid(NamedTuple):
@@ -97,11 +98,11 @@ _VGID = Part(
 
 STUDIES = {
     "paper-mini": Study((_METHODS, _ABLATIONS, _POOLS),
-                        analyses=("thresholds", "gradient-weights", "reference-ranking")),
+                        analyses=("thresholds", DIAGNOSED, "reference-ranking")),
     "ablations": Study((_ABLATIONS,)),
     "pools": Study((_CHOSEN, _POOLS), analyses=("reference-ranking",)),
     "thresholds": Study((), dev="", analyses=("thresholds",)),
-    "gradient-weights": Study((_CHOSEN,), analyses=("gradient-weights",)),
+    "gradient-weights": Study((_CHOSEN,), analyses=(DIAGNOSED,)),
     "knobs": Study((_CHOSEN, *_KNOBS)),
     "distances": Study((_DISTANCES,)),
     "token-lambda": Study((_TOKEN_LAMBDA,)),
