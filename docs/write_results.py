@@ -18,7 +18,7 @@ SHOWN_IN_README = {
     "ga": "GA", "npo": "NPO", "idkpo": "IdkPO", "viker": "ViKeR", "vgid": "VGID (retain data)",
     "recommended": "ours (retain data)",
 }  # fmt: skip
-STUDIES_OF_README = ("mini-methods",)
+STUDIES_OF_README = ("paper-mini", "vgid")
 
 
 def stored() -> list[Path]:

@@ -75,7 +75,7 @@ _KNOBS = (
     Part("Weight of the regularizer", "What does lambda trade?",
          (Grid(("viker",), {"lambdas": "0.05,0.3,0.5,0.7,0.95"}, rate_of="viker"),)),
     Part("Tokens kept a row", "How many tokens must a row keep (K)?",
-         (Grid(("viker",), {"top_ks": "1,4,16,64,256"}, rate_of="viker"),)),
+         (Grid(("viker",), {"top_ks": "1,2,4,16,64"}, rate_of="viker"),)),
 )  # fmt: skip
 _DISTANCES = Part(
     "Distances",

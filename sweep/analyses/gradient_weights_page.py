@@ -159,7 +159,17 @@ def _scatter(
     x, y = ([points[name][place] for place in places] for name in names)
     if names[0] == "entropy":
         x = [max(value, _LEAST_ENTROPY) for value in x]  # rounding may leave an entropy of 0
-    axes.plot(x, y, _MARKS[when], color=_COLORS[is_key], markersize=3, alpha=0.4, linestyle="none", label=label)
+    axes.plot(
+        x,
+        y,
+        _MARKS[when],
+        color=_COLORS[is_key],
+        markersize=3,
+        alpha=0.4,
+        linestyle="none",
+        label=label,
+        rasterized=True,
+    )  # thousands of marks: as paths they are a megabyte
 
 
 def _nats(one: Mapping[str, Any]) -> str:
