@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.example import DataError
-from .choose import HEADLINE
+from .collect import HEADLINE
 from .study import DIAGNOSED
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .collect import Point, Trained
+from .collect import HEADLINE, Point, Trained
 from .grid import LEARNING_RATE, Setting
 from .people import intervals
 
-HEADLINE = "retain_heldout_fact"
 RULE = (
     "best mean held-out retain fact recall at the first crossing, among settings that cross in every development world "
     "and under every seed; if there is none, the setting that crosses in most of them"
@@ -66,8 +65,8 @@ def choose(trained: Iterable[Trained], replicates: int) -> dict[str, Choice]:
         replicates: how many worlds and seeds every setting was meant to be trained under.
     """
     chosen = {}
-    for contender, of_contender in _grouped(trained, lambda one: one.contender).items():
-        by_label = _grouped(of_contender, lambda one: one.label)
+    for contender, of_contender in grouped(trained, lambda one: one.contender).items():
+        by_label = grouped(of_contender, lambda one: one.label)
         crossings = {label: [one.crossing for one in group if one.crossing] for label, group in by_label.items()}
         most = max(map(len, crossings.values()))
         scores = {
@@ -112,7 +111,7 @@ def settings_to_report(
 
 def summarize(trained: Iterable[Trained], replicates: int) -> list[Row]:
     """Return a row a setting at its crossings, ranked within those without and those with retain data."""
-    groups = _grouped(trained, lambda one: one.label).values()
+    groups = grouped(trained, lambda one: one.label).values()
     rows = [
         _row(group, [one.crossing for one in group if one.crossing], replicates, intervals(group)) for group in groups
     ]
@@ -121,7 +120,7 @@ def summarize(trained: Iterable[Trained], replicates: int) -> list[Row]:
 
 def summarize_ends(trained: Iterable[Trained], replicates: int) -> list[Row]:
     """Return a row a setting where its trajectories end, unranked: for runs that have no bar of forgetting."""
-    groups = _grouped(trained, lambda one: one.label).values()
+    groups = grouped(trained, lambda one: one.label).values()
     rows = [_row(group, [one.last for one in group], replicates, {}) for group in groups]
     return sorted(rows, key=lambda row: row.needs_retain)
 
@@ -144,7 +143,8 @@ def _row(
     )  # fmt: skip
 
 
-def _grouped(trained: Iterable[Trained], key: Callable[[Trained], str]) -> dict[str, list[Trained]]:
+def grouped(trained: Iterable[Trained], key: Callable[[Trained], str]) -> dict[str, list[Trained]]:
+    """Return trajectories by a key, in the order in which keys first come up."""
     groups: dict[str, list[Trained]] = {}
     for one in trained:
         groups.setdefault(key(one), []).append(one)

@@ -22,6 +22,8 @@ from .prepare import Role, Run
 
 Point = dict[str, float]
 
+HEADLINE = "retain_heldout_fact"  # what methods are ranked by, and people compared by
+
 _DIGITS = 4  # of what is stored, but for what a point is judged by: finer than the tolerance of its judgment
 _JUDGED_BY, _JUDGED_DIGITS = "forget_fact", 10
 _STAGES = ("base", "vanilla", "retain-only")

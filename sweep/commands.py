@@ -166,10 +166,11 @@ def _prepare(asked: Asked, num_jobs: int) -> None:
 
 def _train(jobs: Sequence[Job], num_jobs: int, where: str) -> list[Failure]:
     """Train what is missing and return what failed; nothing is started for an adapter that is complete."""
-    adapters = {job.adapter().path: job for job in jobs if not job.adapter().complete}  # one may have two names
-    missing = {job.name: job for job in adapters.values()}
+    asked = [(job, job.adapter()) for job in jobs]
+    left = {adapter.path: job for job, adapter in asked if not adapter.complete}  # one adapter may have two names
+    missing = {job.name: job for job in left.values()}
     if jobs:
-        complete = sum(job.adapter().complete for job in jobs)
+        complete = sum(adapter.complete for _, adapter in asked)
         _announce(f"sweep: {where}: {len(jobs)} jobs, {complete} of them complete")
     tasks = [Task(name, (tuple(as_process(job.words)),), job.log) for name, job in missing.items()]
     failures = run_tasks(tasks, num_jobs, where) if tasks else []

@@ -6,13 +6,13 @@ Bytes are a function of the results alone: no date, ids from a fixed salt.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from .analyses.drawing import save
 from .analyze import draw_analysis
-from .choose import HEADLINE, Row
+from .choose import Row
+from .collect import HEADLINE
 from .page import COLUMNS, ROUGE_COLUMNS, TRAJECTORIES
 from .pareto import Place, front
 from .results import Result
@@ -20,7 +20,6 @@ from .results import Result
 _SIZE = (8, 5)  # inches
 _ROW_HEIGHT, _MARGIN = 0.34, 1.1  # inches
 _MARKS = "osD^v"
-_STYLE: Any = {"svg.hashsalt": "viker", "svg.fonttype": "none"}
 
 
 def draw_all(output: Path, result: Result) -> dict[str, str]:
@@ -66,7 +65,7 @@ def draw(path: Path, result: Result, role: str) -> None:
     axes.set_xlabel(names[result.axes[0]])
     axes.set_ylabel(names[result.axes[1]])
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(path, figure)
+    save(path, figure)
 
 
 def draw_rows(path: Path, result: Result, names: Mapping[str, str]) -> None:
@@ -84,17 +83,12 @@ def draw_rows(path: Path, result: Result, names: Mapping[str, str]) -> None:
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(f"{COLUMNS[HEADLINE]} at matched forgetting (dot: mean, line: 95 % over people, ticks: worlds)")
     axes.grid(axis="x", alpha=0.3)
-    _save(path, figure)
+    save(path, figure)
 
 
 def _called(row: Row, names: Mapping[str, str]) -> str:
     crossed = "" if row.crossed == row.replicates else f" ({row.crossed} of {row.replicates} worlds)"
     return f"{names.get(row.contender, row.label)}{crossed}"
-
-
-def _save(path: Path, figure: Any) -> None:
-    with mpl.rc_context(_STYLE):
-        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _looks() -> Iterator[tuple[str, str]]:

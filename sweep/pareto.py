@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .choose import HEADLINE
-from .collect import Point, Trained
+from .collect import HEADLINE, Point, Trained
 
 FACTS = ("forget_fact", HEADLINE)
 ROUGE = ("forget_rougeL", "retain_heldout_rougeL")  # of sources that mark no facts

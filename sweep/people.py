@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ..evaluate.measures.statistics import clustered_mean, holm, paired_test
-from .collect import Trained
+from .collect import HEADLINE, Trained
 
-COMPARED = "retain_heldout_fact"
 _SEED = 0
 
 
@@ -47,10 +46,10 @@ def rates_by_person(group: Iterable[Trained], name: str) -> dict[str, float]:
 
 def differences(groups: Mapping[str, Sequence[Trained]], than: str) -> list[Difference]:
     """Return how every group of trajectories differs from one of them, over the people both measured."""
-    base = rates_by_person(groups.get(than, ()), COMPARED)
+    base = rates_by_person(groups.get(than, ()), HEADLINE)
     tests = []
     for label, group in groups.items():
-        mine = rates_by_person(group, COMPARED)
+        mine = rates_by_person(group, HEADLINE)
         shared = sorted(base.keys() & mine.keys())
         if label != than and shared:
             tests.append((label, paired_test([mine[person] - base[person] for person in shared], _SEED)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.artefact import read_json
 from ..data.example import DataError
-from .choose import RULE, Choice, Row, choose, summarize, summarize_ends
+from .choose import RULE, Choice, Row, choose, grouped, summarize, summarize_ends
 from .collect import Point, SweptRun, Trained
 from .pareto import Place, axes_of, front, places
 from .people import Difference, differences
@@ -47,11 +47,7 @@ class Result:
         reported = self.under("reported")
         if self.no_bar or not reported:
             return []
-        groups: dict[str, list[Trained]] = {}
-        for one in reported:
-            groups.setdefault(one.label, []).append(one)
-        first = next(iter(groups))
-        return differences(groups, first)
+        return differences(grouped(reported, lambda one: one.label), reported[0].label)
 
     def under(self, role: str) -> list[Trained]:
         """Return what was trained in the runs of a role."""
