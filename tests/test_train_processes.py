@@ -159,7 +159,8 @@ def test_a_run_is_measured_by_the_main_process(words, tmp_path):
     )
     assert [point["step"] for point in found] == [point["step"] for point in expected] == [0, 2, 4]
     for one, other in zip(expected, found, strict=True):
-        assert one.pop("schema") == other.pop("schema")
+        for exact in [name for name in one if name == "schema" or name.endswith("_fact_people")]:
+            assert one.pop(exact) == other.pop(exact)
         assert other == pytest.approx(one, rel=1e-4)
 
 
