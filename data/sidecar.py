@@ -44,20 +44,12 @@ class Sidecar:
 
     def facts_asked(self, text: str, person: str) -> tuple[tuple[str, str], ...]:
         """Return the (kind, word) that a reply must hold where this is expected, in the order they appear."""
-        found = self._facts_in(text, person)
-        return tuple(found if self.counts == "all" else found[:1])
-
-    def fact_of(self, text: str, person: str) -> tuple[str, str] | None:
-        """Return the (kind, word) of the person's private word that appears first in an expected answer, if any."""
-        return next(iter(self._facts_in(text, person)), None)
-
-    def _facts_in(self, text: str, person: str) -> list[tuple[str, str]]:
-        found = [
+        found = sorted(
             (match.start(), -len(word), kind, word)
             for kind, word in self.facts.get(person, {}).items()
             if (match := _pattern((word,)).search(text))
-        ]
-        return [(kind, word) for _, _, kind, word in sorted(found)]
+        )
+        return tuple((kind, word) for _, _, kind, word in (found if self.counts == "all" else found[:1]))
 
     def private_spans(self, text: str, person: str) -> list[tuple[int, int]]:
         """Return the (start, stop) characters of the person's private words in a text, in order and disjoint."""

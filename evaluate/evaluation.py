@@ -99,12 +99,15 @@ def evaluate_targets(
     # What the others are held against comes first, so that their label says so.
     for name, target in sorted(targets.items(), key=lambda item: item[0] != "retain-only"):
         started = time.time()
+        run = _runner(options, target)
+        if is_complete(target.output):  # replaced only by a model that can be loaded
+            run.require_loadable()
         if not resumable(target.output, target.config):
             begin(target.output, target.config)
         if policy is not None:
             record_policy(target.output, policy)
         try:
-            answers, facts = _ask(options, work, name, target, vanilla)
+            answers, facts = _ask(options, work, name, run, vanilla)
         except ProcessEnded:  # memory, most often: what is finished is kept, and the same command goes on
             raise
         except ValueError:  # a user's mistake: nothing half-done stays
@@ -222,24 +225,26 @@ def _tell_unscored(questions: Mapping[str, Sequence[Example]], prompted: Sequenc
             )
 
 
+def _runner(options: Mapping[str, Any], target: Target) -> Runner:
+    loading = loading_of(options, checkpoint_of(options, target.spec))
+    return Runner(options, loading, Once(loading.load), target.output / _WORK)
+
+
 def _ask(
-    options: Mapping[str, Any], work: Asked, name: str, target: Target, vanilla: str | None
+    options: Mapping[str, Any], work: Asked, name: str, run: Runner, vanilla: str | None
 ) -> tuple[list[Answer], dict[str, Any]]:
     """Return a target's answers, with facts for provenance."""
     prompted = work.prompted
-    checkpoint = checkpoint_of(options, target.spec)
-    model = Once(loading_of(options, checkpoint).load)
-    run = Runner(options, loading_of(options, checkpoint), model, target.output / _WORK)
     answers = answers_of(prompted, work.purposes, run(work.jobs, f"ask {name}"), name)
     if options["gradient_norm"]:
-        answers = with_gradient_norms(model(), prompted, answers)
-    keep_candidates(options, model, work.by_token, target.output)
-    model.forget()
+        answers = with_gradient_norms(run.model(), prompted, answers)
+    keep_candidates(options, run.model, work.by_token, run.folder.parent)
+    run.model.forget()
     if vanilla is not None and options["fluency"]:
-        answers = with_fluency(options, prompted, answers, vanilla, target.output / _WORK / "fluency")
+        answers = with_fluency(options, prompted, answers, vanilla, run.folder / "fluency")
     if options["gibberish"]:
         answers = with_grades(options, answers)
-    facts = {"device": pick_device(options["device"]), "model_commit": checkpoint.commit}
+    facts = {"device": pick_device(options["device"]), "model_commit": run.loading.checkpoint.commit}
     if options["engine"] == "vllm":
         facts["vllm"] = require_vllm()
     return answers, facts | ({"threads": threads_each(options["processes"])} if facts["device"] == "cpu" else {})

@@ -64,6 +64,12 @@ class Runner(NamedTuple):
             return self._replies_by_vllm(jobs, desc)
         return self._run(jobs, desc)
 
+    def require_loadable(self) -> None:
+        """Load the model, and keep it only where nobody else computes beside this process."""
+        self.model()
+        if self.options["engine"] == "vllm" or self.options["processes"] > 1:
+            self.model.forget()
+
     def _run(self, jobs: Sequence[Job], desc: str) -> list[Result]:
         batch_size, processes = self.options["batch_size"], self.options["processes"]
         if processes > 1:

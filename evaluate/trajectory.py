@@ -43,13 +43,13 @@ def measurer(
 
     def measure(model: Any, encoder: Encoder) -> dict[str, Any]:
         if not lengths:
-            lengths.append(longest_reply(questions, facts, encoder))
+            lengths.append(tokens_to_answer(questions, facts, encoder))
         return measure_point(model, encoder, questions, facts, max_new_tokens=lengths[0], batch_size=BATCH_SIZE)
 
     return measure
 
 
-def longest_reply(questions: Mapping[str, Sequence[Example]], facts: Sidecar | None, encoder: Encoder) -> int:
+def tokens_to_answer(questions: Mapping[str, Sequence[Example]], facts: Sidecar | None, encoder: Encoder) -> int:
     """Return how many tokens a reply may have: enough to say every fact of the longest answer, where facts count."""
     asked = [example for examples in questions.values() for example in examples]
     longest = max(MAX_NEW_TOKENS[example.task] for example in asked)

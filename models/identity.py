@@ -18,13 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from ..data.artefact import cache_home, write_json
 from ..data.example import DataError, canonical_json
 from .encode import Encoder
 from .load import Checkpoint
 from .quantize import quantization_of
+from .tensor_files import open_tensors
 
 _MEMO_LIMIT = 512
 _IMAGE_LENGTHS = ("image_seq_len", "image_seq_length")  # tokens a tile, in the families that fix it
@@ -134,8 +133,8 @@ def _tensor_digests(file: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (name, dtype and shape, digest of the bytes) of every tensor, one in memory at a time."""
     import torch
 
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+    with open_tensors(file) as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - no mapping
             tensor = tensors.get_tensor(name).contiguous()
             data = tensor.view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
             yield name, f"{tensor.dtype}{list(tensor.shape)}", hashlib.sha256(data.numpy()).hexdigest()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
@@ -21,6 +22,7 @@ from ..data.example import DataError, Example
 from .encode import Encoded, Encoder, find_context_length
 from .quantize import loading_settings
 from .render import Rendering, choose_rendering
+from .tensor_files import damaged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -105,9 +107,7 @@ def load_model(
         checkpoint, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=trust_remote_code, **few_bits
     )
     if checkpoint.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, checkpoint.adapter)
+        model = _with_adapter(model, checkpoint.adapter)
     return model.eval() if few_bits else model.to(device).eval()
 
 
@@ -218,11 +218,35 @@ def _from_pretrained(checkpoint: Checkpoint, **settings: Any) -> Any:
     logging.disable_progress_bar()  # a stage shows one bar, its own
     try:
         return AutoModelForImageTextToText.from_pretrained(checkpoint.weights, use_safetensors=True, **settings)
-    except (OSError, ValueError, ImportError) as error:
+    except SafetensorError as error:
+        raise damaged(checkpoint.weights, error) from error
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if _is_memory(error):
+            raise
         raise DataError(
             f"{checkpoint.spec}: expected a vision-language model that transformers can load from safetensors, found "
             f"none usable ({_first_line(error)})."
         ) from error
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except SafetensorError as error:
+        raise damaged(adapter, error) from error
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        if _is_memory(error):
+            raise
+        raise DataError(
+            f"{adapter}: expected a LoRA adapter that fits its base model, found one that cannot be put on it "
+            f"({' '.join(str(error).split())[:200]}). Name the base it was trained on, or train it again."
+        ) from error
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "mismatch" not in str(error)
 
 
 def _directory_of(spec: str, revision: str | None) -> tuple[Path, str | None]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ..data.artefact import read_json
 from ..data.example import DataError
 from .load import Checkpoint
 from .lora import language_linears
+from .tensor_files import open_tensors
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM reserves room for
 _PREFIX = "base_model.model."
@@ -43,7 +43,7 @@ def require_language_only(checkpoint: Checkpoint, *, trust_remote_code: bool) ->
     adapter = checkpoint.adapter
     assert adapter is not None, "a checkpoint without an adapter has nothing to refuse"
     linears = _language_linears(checkpoint.weights, trust_remote_code)
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
+    with open_tensors(adapter / "adapter_model.safetensors") as tensors:
         names = list(tensors.keys())
     others = sorted(name for name in names if _module(name) not in linears)
     if others:

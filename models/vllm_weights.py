@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .load import Checkpoint, load_model
+from .tensor_files import open_tensors
 
 _NESTED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 _FLAT_TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
@@ -61,7 +61,7 @@ def new_names(weights: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _names(shard: Path) -> list[str]:
-    with safe_open(shard, framework="pt") as tensors:
+    with open_tensors(shard) as tensors:
         return list(tensors.keys())
 
 
@@ -70,7 +70,7 @@ def _link(target: Path, path: Path) -> None:
 
 
 def _write_renamed(shard: Path, target: Path, names: dict[str, str]) -> None:
-    with safe_open(shard, framework="pt") as tensors:
+    with open_tensors(shard) as tensors:
         content = {names.get(name, name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
     save_file(content, target, metadata={"format": "pt"})
 

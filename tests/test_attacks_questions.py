@@ -139,7 +139,7 @@ def test_a_forced_reply_is_the_continuation_of_the_opening(tiny: Loaded, shown: 
         assert answer.reply == continued(tiny, example, opening)
         assert f"{opening} {answer.expected}" == example.answer
         assert (answer.id, answer.question, answer.answer_logprob) == (example.id, example.question, None)
-        assert facts.fact_of(answer.expected, answer.person) == facts.fact_of(example.answer, answer.person)
+        assert facts.facts_asked(answer.expected, answer.person) == facts.facts_asked(example.answer, answer.person)
 
 
 def test_an_answer_that_opens_with_its_private_word_gets_an_assent(tiny: Loaded, shown: list[Example], facts: Sidecar):

@@ -18,6 +18,7 @@ from mllmu_fixture import write_baseline, write_mllmu
 from viker.data.artefact import begin, is_complete
 from viker.data.halves import half_of
 from viker.data.portraits import encode_png, pattern_picture
+from viker.models.load import load_model, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,6 +266,45 @@ def test_weights_that_are_no_safetensors(own: Path, tiny_model_dir: Path, tmp_pa
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     refused(*precompute(own, model), says=("safetensors", "found none"))
     refused(*evaluate(own, model, tmp_path / "evaluation"), says=("safetensors",))
+    assert not (tmp_path / "evaluation").exists()
+
+
+def cut(weights: Path) -> None:
+    """Leave what a full disk or a broken download leaves."""
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_weights_cut_short(reader: str, own: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = copy_model(tiny_model_dir, tmp_path / "model")
+    cut(model / "model.safetensors")
+    refused(*commands(own, model, tmp_path)[reader], says=(str(model), "found damaged ones", "Copy the files again"))
+    assert not left_behind(tmp_path)
+
+
+@pytest.fixture
+def adapter(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """An untrained adapter of the tiny model."""
+    peft = pytest.importorskip("peft")
+    model = load_model(resolve(str(tiny_model_dir)))
+    made = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], base_model_name_or_path=None))
+    made.peft_config["default"].base_model_name_or_path = str(tiny_model_dir)
+    made.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_cut_short(own: Path, adapter: Path, tmp_path: Path) -> None:
+    cut(adapter / "adapter_model.safetensors")
+    refused(*evaluate(own, adapter, tmp_path / "evaluation"), says=(str(adapter), "found damaged ones"))
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_an_adapter_that_does_not_fit_its_base(own: Path, adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 3}))
+    refused(
+        *evaluate(own, adapter, tmp_path / "evaluation"), says=(str(adapter), "cannot be put on it", "size mismatch")
+    )
     assert not (tmp_path / "evaluation").exists()
 
 

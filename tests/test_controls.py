@@ -39,7 +39,7 @@ def test_the_private_words_of_controls_are_known(mini_world: Path) -> None:
     facts = with_controls(read_sidecar(mini_world / "sidecar.json"), theirs)
     assert facts is not None
     for example in control_questions(open_source(str(mini_world / "controls")), ("generation",)):
-        assert facts.fact_of(example.answer, example.people[0]) is not None
+        assert facts.facts_asked(example.answer, example.people[0])
 
 
 def test_a_control_of_the_same_id_is_somebody_else() -> None:

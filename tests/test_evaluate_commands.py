@@ -80,6 +80,21 @@ def test_nothing_of_the_work_is_left_and_a_complete_evaluation_is_skipped(
     assert again.out.count("complete, skipped") == 2
 
 
+def test_an_evaluation_is_not_removed_for_a_model_that_cannot_be_loaded(
+    run: Path, options: tuple[object, ...], tmp_path: Path
+) -> None:
+    output, model = tmp_path / "evaluation", tmp_path / "model"
+    shutil.copytree(kept(run), output)
+    shutil.copytree(run / "vanilla", model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    told = call("evaluate", "--model", model, "--output", output, "--overwrite", *options)
+    assert told.code == 1
+    assert "found damaged ones" in told.message
+    assert (output / "answers.jsonl").read_bytes() == (kept(run) / "answers.jsonl").read_bytes()
+    assert (output / MARKER).is_file()
+
+
 def test_without_anything_to_compare_with_there_is_no_verdict(
     tiny_model_dir: Path, mini_world: Path, tmp_path: Path
 ) -> None:

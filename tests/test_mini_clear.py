@@ -173,7 +173,7 @@ def test_text_questions_name_the_person_and_answers_hold_one_private_word(world:
     for person in make_clear_world(0, NUM_PEOPLE).people:
         for (question, answer), kind in zip(questions_about(person), TOLD, strict=True):
             assert person.name in question
-            assert sidecar.fact_of(answer, person.name) == (kind, person.facts[kind])
+            assert sidecar.facts_asked(answer, person.name) == ((kind, person.facts[kind]),)
             assert len(sidecar.private_spans(answer, person.name)) == 1
 
 

@@ -49,12 +49,12 @@ def test_a_word_that_is_no_candidate_can_not_be_scored() -> None:
         fact_in("Oslo", "river", "Oslo", CANDIDATES)
 
 
-def test_fact_of_finds_the_person_s_own_word() -> None:
-    assert SIDECAR.fact_of("She was born in Lima.", "001") == ("town", "Lima")
-    assert SIDECAR.fact_of("She was born in Lima.", "002") is None
-    assert SIDECAR.fact_of("She was born in Lima.", "nobody") is None
-    assert SIDECAR.fact_of("A CAT in Lima", "001") == ("pet", "cat")
-    assert SIDECAR.fact_of("", "001") is None
+def test_facts_asked_are_the_person_s_own_words() -> None:
+    assert SIDECAR.facts_asked("She was born in Lima.", "001") == (("town", "Lima"),)
+    assert SIDECAR.facts_asked("She was born in Lima.", "002") == ()
+    assert SIDECAR.facts_asked("She was born in Lima.", "nobody") == ()
+    assert SIDECAR.facts_asked("A CAT in Lima", "001") == (("pet", "cat"),)
+    assert SIDECAR.facts_asked("", "001") == ()
 
 
 def test_of_several_private_words_the_first_is_asked_for_unless_all_count() -> None:

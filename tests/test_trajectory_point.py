@@ -16,9 +16,9 @@ from viker.evaluate.repetition import repetition
 from viker.evaluate.trajectory import (
     MAX_NEW_TOKENS,
     SPLITS,
-    longest_reply,
     measure_point,
     measurer,
+    tokens_to_answer,
     trajectory_questions,
 )
 from viker.models.encode import collate
@@ -74,11 +74,11 @@ def test_a_reply_may_be_as_long_as_the_longest_answer_whose_facts_count(
     tiny: Loaded, questions: dict[str, list[Example]], mini_world: Path
 ) -> None:
     facts = read_sidecar(mini_world / "sidecar.json")
-    assert longest_reply(questions, facts, tiny.encoder) == MAX_NEW_TOKENS["generation"]
+    assert tokens_to_answer(questions, facts, tiny.encoder) == MAX_NEW_TOKENS["generation"]
     wordy = replace(questions["forget"][0], answer="In Oslo this person lives on Ashgate. " * 20)
     longer = {**questions, "forget": [wordy]}
-    assert longest_reply(longer, facts, tiny.encoder) == len(tiny.encoder.ids(wordy)[1]) > 100
-    assert longest_reply(longer, None, tiny.encoder) == MAX_NEW_TOKENS["generation"]
+    assert tokens_to_answer(longer, facts, tiny.encoder) == len(tiny.encoder.ids(wordy)[1]) > 100
+    assert tokens_to_answer(longer, None, tiny.encoder) == MAX_NEW_TOKENS["generation"]
 
 
 def test_an_answers_likelihood_is_the_mean_over_examples_of_the_mean_over_tokens(
