@@ -28,7 +28,8 @@ from .pictures import decode
 
 _PICTURE_BYTES = 2 * 1024**3  # of pictures read, kept: 1500 of LLaVA-1.5's
 _BLANK_SIZE = (64, 64)
-_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
+_TYPES = ("mm_token_type_ids", "token_type_ids")
+_OF_TOKENS = ("input_ids", "attention_mask", *_TYPES, "cross_attention_mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,6 @@ class Pictures:
         self.token, self.id = _image_token(processor, where)
         self._read: OrderedDict[str, Picture] = OrderedDict()
         self._held = 0
-        self._types_name = _types_name(processor)
 
     def read(self, image: EncodedImage) -> Picture:
         """Return an image's tensors and expanded ids.
@@ -133,24 +133,26 @@ class Pictures:
         two = self._processor.image_processor([[blank, blank]], return_tensors="pt")["pixel_values"]
         return _Manner(asked.ids[: core[0]], asked.ids[core[-1] + 1 :], len(two) == 1, asked.crosses)
 
-    def _ask(self, image: Image.Image) -> _Asked:
+    @cached_property
+    def _types_name(self) -> str | None:
+        """The argument by which the model is told which tokens are an image's, if it is; tokenizers know none."""
+        inputs = self._inputs(Image.new("RGB", _BLANK_SIZE))
+        known = [name for name in _TYPES if name in inputs and name in self._processor.model_input_names]
+        return next((name for name in known if inputs[name].any()), None)
+
+    def _inputs(self, image: Image.Image) -> Any:
         # Mllama writes the begin token behind an image that nothing precedes: it is given first, and left out again.
         begin = self._tokenizer.bos_token or ""
-        inputs = self._processor(
+        return self._processor(
             text=f"{begin}{self.token}", images=[image], return_tensors="pt", add_special_tokens=False
         )
-        first = 1 if begin else 0
+
+    def _ask(self, image: Image.Image) -> _Asked:
+        inputs, first = self._inputs(image), 1 if self._tokenizer.bos_token else 0
         ids = tuple(inputs["input_ids"][0, first:].tolist())
         types = () if self._types_name is None else tuple(inputs[self._types_name][0, first:].tolist())
         tensors = {name: value for name, value in inputs.items() if name not in _OF_TOKENS}
         return _Asked(tensors, ids, types, "cross_attention_mask" in inputs)
-
-
-def _types_name(processor: Any) -> str | None:
-    """Return the argument by which a family's model is told which tokens are an image's, if it is."""
-    if not getattr(processor, "return_mm_token_type_ids", False):
-        return None
-    return next(name for name in ("mm_token_type_ids", "token_type_ids") if name in processor.model_input_names)
 
 
 def _cross_attention_mask(ids: Sequence[int], image_id: int, pictures: Sequence[Picture]) -> Tensor:
