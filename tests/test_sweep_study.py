@@ -117,10 +117,10 @@ def test_each_pool_is_a_cache_and_a_worlds_own_people_go_by_name():
 
 
 def test_worlds_of_another_preset_begin_with_its_base():
-    hard = resolve({**OPTIONS, **UNNAMED, "study": "matched"}, "mini-hard-200", [].append)
+    hard = resolve({**OPTIONS, **UNNAMED, "study": "matched"}, "mini-hard-200-small", [].append)
     base = next(step for step in hard.steps(hard.runs[0]) if step.words[:2] == ("finetune", "base"))
     assert base.words[base.words.index("--model") + 1] == "small"
-    assert hard.recipe.opening == ["--preset", "mini-hard-200"]
+    assert hard.recipe.opening == ["--preset", "mini-hard-200-small"]
 
 
 def test_jobs_of_reported_worlds_are_diagnosed_where_gradients_are_a_question():
