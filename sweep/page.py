@@ -60,12 +60,12 @@ def differences_table(result: Result) -> list[str]:
     found = result.differences
     if not found:
         return []
-    lines = [
-        [f"held-out retain facts, more than `{found[0].than}`", "difference", "95 % interval", "p (Holm)", "people"]
-    ]
+    title = f"held-out retain facts, more than `{found[0].than}`"
+    lines = [[title, "difference", "95 % interval", "p (Holm)", "people", "ahead in", "p over worlds (Holm)"]]
     for one in found:
         ci = "-" if one.ci is None else f"{one.ci[0]:+.2f} to {one.ci[1]:+.2f}"
-        lines.append([f"`{one.label}`", f"{one.mean:+.2f}", ci, f"{one.p:.4f}", str(one.people)])
+        worlds = [f"{one.ahead} of {one.worlds}", f"{one.p_worlds:.3f}"]
+        lines.append([f"`{one.label}`", f"{one.mean:+.2f}", ci, f"{one.p:.4f}", str(one.people), *worlds])
     return [_markdown(lines)]
 
 
@@ -170,7 +170,9 @@ def _on_intervals(result: Result) -> str:
     if any(row.ci for row in result.rows):
         return (
             "In square brackets: 95 % bootstrap intervals over people of all worlds. Differences are between the same "
-            "people; p by flipping signs, adjusted within a table."
+            "people; p by flipping signs, adjusted within a table. People of one world share its adapters, so "
+            "intervals and p over people are too sure; p over worlds flips the signs of worlds' means, and few worlds "
+            "show little."
         )
     return (
         "No intervals: trajectories hold means over people, not people, or those of too few, and worlds alone are too "

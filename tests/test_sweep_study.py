@@ -175,7 +175,20 @@ def test_differences_are_between_the_same_people_where_both_crossed():
     (difference,) = differences(groups, "viker")
     assert (difference.label, difference.people, difference.mean) == ("ga", 2, pytest.approx(-0.3))
     assert (difference.ci, difference.p) == (None, pytest.approx(0.5))
+    assert (difference.worlds, difference.ahead, difference.p_worlds) == (1, 0, 1)
     assert differences({"ga": groups["ga"]}, "viker") == []
+
+
+def test_people_of_one_world_are_no_independent_evidence():
+    groups = {
+        "viker": [in_world(run, "viker", [0.1] * 6) for run in (11, 12, 13)],
+        "npo": [in_world(run, "npo", [0.1 + more] * 6) for run, more in ((11, 0.3), (12, 0.2), (13, -0.1))],
+        "ga": [in_world(run, "ga", [0.2] * 6) for run in (11, 12, 13)],
+    }
+    npo, ga = differences(groups, "viker")
+    assert npo.p < 0.02
+    assert (npo.worlds, npo.ahead, npo.p_worlds) == (3, 2, pytest.approx(0.5))
+    assert (ga.ahead, ga.p_worlds) == (3, pytest.approx(0.5)), "three worlds give 1/4 at least, and here are two tests"
 
 
 @pytest.fixture
