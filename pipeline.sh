@@ -15,6 +15,12 @@
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
+case "${1:-}" in
+-h | --help) # the lines above
+  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' pipeline.sh
+  exit
+  ;;
+esac
 
 # ---- 0. An environment. Once: about 2 minutes, 3 GB ------------------------------------------------------------------
 # Yours if `viker` is importable in it; else .venv beside this file. Never installs into a venv or conda that is active.

@@ -475,6 +475,14 @@ def script_lines() -> list[str]:
     return [line for line in SCRIPT.read_text().splitlines() if not line.lstrip().startswith("#")]
 
 
+def test_help_needs_no_environment(tmp_path: Path) -> None:
+    told = shell("--help", cwd=tmp_path, path=[])
+    assert told.returncode == 0
+    assert told.stdout.startswith("Make a multimodal LLM forget some people")
+    assert all(f"./pipeline.sh {scenario}" in told.stdout for scenario in ("mllmu", "clear", "own"))
+    assert "set -euo" not in told.stdout
+
+
 def test_the_script_is_valid_and_executable() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     assert os.access(SCRIPT, os.X_OK)
