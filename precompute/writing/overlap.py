@@ -115,9 +115,8 @@ class Overlap(Generic[Item, Rows]):
                     rows = self._steps.compute(current.block, items)
                 del items
                 yield from self._written()
-                following = list(islice(claimed, 1))
+                begun.extend(map(self._begin, islice(claimed, 1)))
                 self._writing = self._writer.submit(self._write, current.block, rows, current.claim)
-                begun.extend(map(self._begin, following))
             yield from self._written()
 
     def _begin(self, block: int) -> _Begun[Item]:
