@@ -56,6 +56,7 @@ class _Asked(NamedTuple):
     tensors: dict[str, Tensor]
     ids: tuple[int, ...]
     types: tuple[int, ...]
+    types_name: str | None
     crosses: bool
 
 
@@ -65,6 +66,7 @@ class _Manner(NamedTuple):
     before: tuple[int, ...]
     after: tuple[int, ...]
     by_row: bool
+    types_name: str | None
     crosses: bool
 
 
@@ -106,10 +108,10 @@ class Pictures:
             num_answer: answer tokens behind them.
             pictures: what its placeholders stand for, in order.
         """
-        if self._types_name is not None:
+        if (types_name := self._manner.types_name) is not None:
             remaining = iter(pictures)
             types = [kind for token in ids for kind in (next(remaining).types if token == self.id else (0,))]
-            return {self._types_name: torch.tensor([*types, *[0] * num_answer])}
+            return {types_name: torch.tensor([*types, *[0] * num_answer])}
         if pictures and self._manner.crosses:
             return {"cross_attention_mask": _cross_attention_mask([*ids, *[-1] * num_answer], self.id, pictures)}
         return {}
@@ -131,28 +133,22 @@ class Pictures:
         special = {*self._tokenizer.all_special_ids, *self._tokenizer.get_added_vocab().values()}
         core = [index for index, token in enumerate(asked.ids) if token in special]
         two = self._processor.image_processor([[blank, blank]], return_tensors="pt")["pixel_values"]
-        return _Manner(asked.ids[: core[0]], asked.ids[core[-1] + 1 :], len(two) == 1, asked.crosses)
-
-    @cached_property
-    def _types_name(self) -> str | None:
-        """The argument by which the model is told which tokens are an image's, if it is; tokenizers know none."""
-        inputs = self._inputs(Image.new("RGB", _BLANK_SIZE))
-        known = [name for name in _TYPES if name in inputs and name in self._processor.model_input_names]
-        return next((name for name in known if inputs[name].any()), None)
-
-    def _inputs(self, image: Image.Image) -> Any:
-        # Mllama writes the begin token behind an image that nothing precedes: it is given first, and left out again.
-        begin = self._tokenizer.bos_token or ""
-        return self._processor(
-            text=f"{begin}{self.token}", images=[image], return_tensors="pt", add_special_tokens=False
-        )
+        return _Manner(asked.ids[: core[0]], asked.ids[core[-1] + 1 :], len(two) == 1, asked.types_name, asked.crosses)
 
     def _ask(self, image: Image.Image) -> _Asked:
-        inputs, first = self._inputs(image), 1 if self._tokenizer.bos_token else 0
+        # Mllama writes the begin token behind an image that nothing precedes: it is given first, and left out again.
+        begin = self._tokenizer.bos_token or ""
+        inputs = self._processor(
+            text=f"{begin}{self.token}", images=[image], return_tensors="pt", add_special_tokens=False
+        )
+        first = 1 if begin else 0
         ids = tuple(inputs["input_ids"][0, first:].tolist())
-        types = () if self._types_name is None else tuple(inputs[self._types_name][0, first:].tolist())
+        # Which tokens are an image's, where the model is told: tokenizers' own types are zeros.
+        known = [name for name in _TYPES if name in inputs and name in self._processor.model_input_names]
+        types_name = next((name for name in known if inputs[name].any()), None)
+        types = () if types_name is None else tuple(inputs[types_name][0, first:].tolist())
         tensors = {name: value for name, value in inputs.items() if name not in _OF_TOKENS}
-        return _Asked(tensors, ids, types, "cross_attention_mask" in inputs)
+        return _Asked(tensors, ids, types, types_name, "cross_attention_mask" in inputs)
 
 
 def _cross_attention_mask(ids: Sequence[int], image_id: int, pictures: Sequence[Picture]) -> Tensor:

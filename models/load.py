@@ -221,7 +221,7 @@ def _from_pretrained(checkpoint: Checkpoint, **settings: Any) -> Any:
     except SafetensorError as error:
         raise damaged(checkpoint.weights, error) from error
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        if _is_memory(error):
+        if not _is_about_weights(error):
             raise
         raise DataError(
             f"{checkpoint.spec}: expected a vision-language model that transformers can load from safetensors, found "
@@ -237,7 +237,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     except SafetensorError as error:
         raise damaged(adapter, error) from error
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        if _is_memory(error):
+        if not _is_about_weights(error):
             raise
         raise DataError(
             f"{adapter}: expected a LoRA adapter that fits its base model, found one that cannot be put on it "
@@ -245,8 +245,9 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         ) from error
 
 
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "mismatch" not in str(error)
+def _is_about_weights(error: Exception) -> bool:
+    """Tell whether weights are at fault; of torch's own errors (memory, mostly) only those about shapes are."""
+    return not isinstance(error, RuntimeError) or "mismatch" in str(error)
 
 
 def _directory_of(spec: str, revision: str | None) -> tuple[Path, str | None]:

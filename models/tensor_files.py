@@ -27,7 +27,7 @@ def open_tensors(file: Path) -> Iterator[Any]:
         raise damaged(file, error) from error
 
 
-def damaged(where: Path | str, error: Exception) -> DataError:
+def damaged(where: Path, error: Exception) -> DataError:
     """Return the error for weights that cannot be read."""
     reason = str(error).strip().split("\n", 1)[0][:200]
     return DataError(

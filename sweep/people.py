@@ -57,8 +57,8 @@ def rates_by_person(group: Iterable[Trained], name: str) -> dict[str, float]:
 def differences(groups: Mapping[str, Sequence[Trained]], than: str) -> list[Difference]:
     """Return how every group of trajectories differs from one of them, over the people both measured."""
     base = rates_by_person(groups.get(than, ()), HEADLINE)
-    found = {label: _more(rates_by_person(group, HEADLINE), base) for label, group in groups.items() if label != than}
-    found = {label: more for label, more in found.items() if more}
+    rates = {label: rates_by_person(group, HEADLINE) for label, group in groups.items() if label != than}
+    found = {label: more for label, mine in rates.items() if (more := _more(mine, base))}
     by_world = {label: _means_of_worlds(more) for label, more in found.items()}
     tests = {label: paired_test(list(more.values()), _SEED) for label, more in found.items()}
     over_people = holm([test.p for test in tests.values()])

@@ -59,3 +59,8 @@ def copy_model(model: Path, target: Path) -> Path:
     """Copy a model directory, to be changed."""
     shutil.copytree(model, target)
     return target
+
+
+def cut_short(file: Path) -> None:
+    """Leave what a full disk or a broken download leaves of a file."""
+    file.write_bytes(file.read_bytes()[:1000])

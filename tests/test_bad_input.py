@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from command_line import Outcome, call, copy_model, succeed
+from command_line import Outcome, call, copy_model, cut_short, succeed
 from mllmu_fixture import write_baseline, write_mllmu
+from peft import LoraConfig, get_peft_model
 from viker.data.artefact import begin, is_complete
 from viker.data.halves import half_of
 from viker.data.portraits import encode_png, pattern_picture
@@ -269,15 +270,10 @@ def test_weights_that_are_no_safetensors(own: Path, tiny_model_dir: Path, tmp_pa
     assert not (tmp_path / "evaluation").exists()
 
 
-def cut(weights: Path) -> None:
-    """Leave what a full disk or a broken download leaves."""
-    weights.write_bytes(weights.read_bytes()[:1000])
-
-
 @pytest.mark.parametrize("reader", READERS)
 def test_weights_cut_short(reader: str, own: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     model = copy_model(tiny_model_dir, tmp_path / "model")
-    cut(model / "model.safetensors")
+    cut_short(model / "model.safetensors")
     refused(*commands(own, model, tmp_path)[reader], says=(str(model), "found damaged ones", "Copy the files again"))
     assert not left_behind(tmp_path)
 
@@ -285,16 +281,13 @@ def test_weights_cut_short(reader: str, own: Path, tiny_model_dir: Path, tmp_pat
 @pytest.fixture
 def adapter(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """An untrained adapter of the tiny model."""
-    peft = pytest.importorskip("peft")
-    model = load_model(resolve(str(tiny_model_dir)))
-    made = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], base_model_name_or_path=None))
-    made.peft_config["default"].base_model_name_or_path = str(tiny_model_dir)
+    made = get_peft_model(load_model(resolve(str(tiny_model_dir))), LoraConfig(target_modules=["q_proj"]))
     made.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 def test_an_adapter_cut_short(own: Path, adapter: Path, tmp_path: Path) -> None:
-    cut(adapter / "adapter_model.safetensors")
+    cut_short(adapter / "adapter_model.safetensors")
     refused(*evaluate(own, adapter, tmp_path / "evaluation"), says=(str(adapter), "found damaged ones"))
     assert not (tmp_path / "evaluation").exists()
 

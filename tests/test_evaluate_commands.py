@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from command_line import call, succeed
+from command_line import call, cut_short, succeed
 from viker.data.artefact import MARKER
 from viker.evaluate import work
 from viker.evaluate.answers import read_answers
@@ -86,8 +86,7 @@ def test_an_evaluation_is_not_removed_for_a_model_that_cannot_be_loaded(
     output, model = tmp_path / "evaluation", tmp_path / "model"
     shutil.copytree(kept(run), output)
     shutil.copytree(run / "vanilla", model)
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    cut_short(model / "model.safetensors")
     told = call("evaluate", "--model", model, "--output", output, "--overwrite", *options)
     assert told.code == 1
     assert "found damaged ones" in told.message
